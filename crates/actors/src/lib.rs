@@ -1,0 +1,1 @@
+//! The actor runtime: supervision tree, task engine, daemon assembly.

@@ -1,0 +1,1 @@
+//! Protobuf types and gRPC services generated from proto/, checked in.

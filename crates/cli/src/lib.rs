@@ -1,0 +1,1 @@
+//! The programs: dfdaemon, dfget, dfctl, dfscheduler.

@@ -1,0 +1,131 @@
+//! How a task's content is cut into pieces (`docs/wire.md`, "Pieces").
+
+use thiserror::Error;
+
+use crate::ByteRange;
+
+/// The smallest derived piece length, 4 MiB.
+pub const MIN_PIECE_LENGTH: u64 = 4 << 20;
+/// The largest derived piece length, 64 MiB.
+pub const MAX_PIECE_LENGTH: u64 = 64 << 20;
+/// Content is cut into about this many pieces where the bounds allow it.
+const TARGET_PIECES: f64 = 500.0;
+
+/// The piece length that every Dragonfly peer derives for `content_length` bytes.
+///
+/// Follows Dragonfly's arithmetic exactly, 64-bit float division included: two peers that disagree here cannot swap pieces.
+#[must_use]
+pub fn piece_length_for(content_length: u64) -> u64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the rule is defined in f64"
+    )]
+    let quotient = (content_length as f64 / TARGET_PIECES) as u64;
+    if quotient >= MAX_PIECE_LENGTH {
+        return MAX_PIECE_LENGTH;
+    }
+    quotient.next_power_of_two().clamp(MIN_PIECE_LENGTH, MAX_PIECE_LENGTH)
+}
+
+/// Why a geometry cannot exist.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum GeometryError {
+    /// A piece must hold at least one byte.
+    #[error("piece length is zero")]
+    ZeroPieceLength,
+    /// Piece numbers are 32 bits on the wire.
+    #[error("{content_length} bytes in pieces of {piece_length} need more than 2^32 piece numbers")]
+    TooManyPieces {
+        /// Bytes of content.
+        content_length: u64,
+        /// Bytes per piece.
+        piece_length: u64,
+    },
+}
+
+/// Where a piece lies in its task's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PieceSpan {
+    /// The piece's number, from 0.
+    pub number: u32,
+    /// First byte, counted from the start of the content.
+    pub offset: u64,
+    /// Number of bytes; only the last piece may be shorter than the piece length.
+    pub length: u64,
+}
+
+/// Content length and piece length, and all that follows from the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Geometry {
+    content_length: u64,
+    piece_length: u64,
+}
+
+impl Geometry {
+    /// # Errors
+    /// When `piece_length` is zero or the pieces could not be numbered in 32 bits.
+    pub fn new(content_length: u64, piece_length: u64) -> Result<Self, GeometryError> {
+        if piece_length == 0 {
+            return Err(GeometryError::ZeroPieceLength);
+        }
+        if content_length.div_ceil(piece_length) > u64::from(u32::MAX) {
+            return Err(GeometryError::TooManyPieces { content_length, piece_length });
+        }
+        Ok(Self { content_length, piece_length })
+    }
+
+    /// The geometry every peer derives when nobody named a piece length.
+    ///
+    /// # Errors
+    /// When the content is too long to number its pieces.
+    pub fn derived(content_length: u64) -> Result<Self, GeometryError> {
+        Self::new(content_length, piece_length_for(content_length))
+    }
+
+    /// Bytes of content.
+    #[must_use]
+    pub fn content_length(&self) -> u64 {
+        self.content_length
+    }
+
+    /// Bytes per piece, the last one excepted.
+    #[must_use]
+    pub fn piece_length(&self) -> u64 {
+        self.piece_length
+    }
+
+    /// How many pieces there are; 0 for empty content.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "`new` refuses more than u32::MAX pieces")]
+    pub fn piece_count(&self) -> u32 {
+        self.content_length.div_ceil(self.piece_length) as u32
+    }
+
+    /// Where piece `number` lies, or `None` past the end.
+    #[must_use]
+    pub fn piece(&self, number: u32) -> Option<PieceSpan> {
+        (number < self.piece_count()).then(|| {
+            let offset = u64::from(number) * self.piece_length;
+            PieceSpan { number, offset, length: self.piece_length.min(self.content_length - offset) }
+        })
+    }
+
+    /// The numbers of the pieces that touch `range`. Pieces travel whole, so this is what a ranged download wants.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "both ends are at most piece_count")]
+    pub fn pieces_of(&self, range: ByteRange) -> std::ops::Range<u32> {
+        let end = range.end().min(self.content_length);
+        if range.length == 0 || range.start >= end {
+            return 0..0;
+        }
+        (range.start / self.piece_length) as u32..end.div_ceil(self.piece_length) as u32
+    }
+
+    /// The whole content as a range.
+    #[must_use]
+    pub fn whole(&self) -> ByteRange {
+        ByteRange { start: 0, length: self.content_length }
+    }
+}

@@ -1,0 +1,124 @@
+//! Sets of piece numbers.
+
+use std::fmt;
+
+/// A set of piece numbers below a fixed count, one bit each.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct PieceSet {
+    words: Vec<u64>,
+    count: u32,
+    len: u32,
+}
+
+impl PieceSet {
+    /// The empty set over pieces `0..count`.
+    #[must_use]
+    pub fn new(count: u32) -> Self {
+        Self { words: vec![0; count.div_ceil(64) as usize], count, len: 0 }
+    }
+
+    /// All pieces `0..count`.
+    #[must_use]
+    pub fn full(count: u32) -> Self {
+        let mut set = Self::new(count);
+        for number in 0..count {
+            set.insert(number);
+        }
+        set
+    }
+
+    /// How many pieces there could be.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// How many pieces are in the set.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether no piece is in the set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether every piece is in the set. True of the empty content's set.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.len == self.count
+    }
+
+    /// Whether `number` is in the set; false past the end.
+    #[must_use]
+    pub fn contains(&self, number: u32) -> bool {
+        number < self.count && self.words[(number / 64) as usize] >> (number % 64) & 1 == 1
+    }
+
+    /// Puts `number` in; says whether it was new. Past the end nothing happens.
+    pub fn insert(&mut self, number: u32) -> bool {
+        let new = number < self.count && !self.contains(number);
+        if new {
+            self.words[(number / 64) as usize] |= 1 << (number % 64);
+            self.len += 1;
+        }
+        new
+    }
+
+    /// Takes `number` out; says whether it was there.
+    pub fn remove(&mut self, number: u32) -> bool {
+        let there = self.contains(number);
+        if there {
+            self.words[(number / 64) as usize] &= !(1 << (number % 64));
+            self.len -= 1;
+        }
+        there
+    }
+
+    /// The members, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        (0u32..).zip(&self.words).flat_map(|(index, &word)| {
+            let mut rest = word;
+            std::iter::from_fn(move || {
+                (rest != 0).then(|| {
+                    let bit = rest.trailing_zeros();
+                    rest &= rest - 1;
+                    index * 64 + bit
+                })
+            })
+        })
+    }
+
+    /// The numbers below the count that are not in the set, ascending.
+    pub fn missing(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.count).filter(|&number| !self.contains(number))
+    }
+
+    /// One bit per piece, piece 0 in the lowest bit of the first byte: the form `damselfly.v1` sends.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.truncate(self.count.div_ceil(8) as usize);
+        bytes
+    }
+
+    /// Reads [`PieceSet::to_bytes`]'s form. Missing bytes are zero; bits past `count` are ignored.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8], count: u32) -> Self {
+        let mut set = Self::new(count);
+        for (index, byte) in (0u32..).zip(bytes.iter().take(count.div_ceil(8) as usize)) {
+            for bit in (0..8).filter(|bit| byte >> bit & 1 == 1) {
+                set.insert(index * 8 + bit);
+            }
+        }
+        set
+    }
+}
+
+impl fmt::Debug for PieceSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PieceSet({}/{})", self.len, self.count)
+    }
+}

@@ -1,0 +1,1 @@
+//! The announce dialogues, host announcements, hash ring and dynconfig.

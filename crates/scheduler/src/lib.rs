@@ -1,0 +1,1 @@
+//! Scheduling as pure state machines, and its gRPC face.

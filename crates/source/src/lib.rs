@@ -1,0 +1,1 @@
+//! Where content comes from first: HTTP(S) origins.

@@ -1,0 +1,1 @@
+//! Where content lives: disk tier, sidecars, admission and eviction.

@@ -1,0 +1,1 @@
+//! How pieces cross the network, and the local socket.
