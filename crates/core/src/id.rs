@@ -51,6 +51,14 @@ pub enum IdError {
         /// The parser's words.
         why: String,
     },
+    /// The URL of an OCI blob does not end in a digest.
+    #[error("malformed blob digest {0:?}: expected sha256:<64 hex>, sha512:<128 hex> or crc32:<10 digits>")]
+    BlobDigest(String),
+    /// A persistent cache task's id comes from its bytes.
+    #[error(
+        "a persistent cache task's id comes from its content, not from a URL: hash the content or name the id"
+    )]
+    NeedsContent,
 }
 
 /// A task's id: lower-case hex, 64 digits unless derived from a longer blob digest.

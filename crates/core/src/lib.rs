@@ -13,6 +13,7 @@ pub mod id;
 pub mod pieces;
 pub mod range;
 pub mod redact;
+pub mod task_id;
 pub mod tick;
 
 pub use content::Content;

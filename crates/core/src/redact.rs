@@ -10,7 +10,8 @@ pub const REDACTED: &str = "REDACTED";
 /// A string that is no URL loses everything behind a `?` or `@`-bearing authority just the same.
 #[must_use]
 pub fn url(url: &str) -> String {
-    let Ok(mut parsed) = Url::parse(url) else {
+    // `user:password@host/path` parses too, as a URL of the scheme "user".
+    let Some(mut parsed) = Url::parse(url).ok().filter(|parsed| !parsed.cannot_be_a_base()) else {
         let head = url.split(['?', '#']).next().unwrap_or_default();
         return match head.rsplit_once('@') {
             Some((_, rest)) => format!("{REDACTED}@{rest}"),
