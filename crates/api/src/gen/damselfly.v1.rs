@@ -49,7 +49,8 @@ pub struct Restate {
     /// Leases it still fetches under.
     #[prost(message, repeated, tag = "1")]
     pub leases: ::prost::alloc::vec::Vec<Lease>,
-    /// Pieces it holds: bit n % 8 (least significant first) of byte n / 8 is piece n.
+    /// Pieces it holds: bit n % 8 (least significant first) of byte n / 8 is piece n. Missing bytes are
+    /// zero, so empty means none, unlike in Holding.
     #[prost(bytes = "vec", tag = "2")]
     pub bitmap: ::prost::alloc::vec::Vec<u8>,
     /// Generation of the content it holds.
