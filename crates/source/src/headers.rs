@@ -155,3 +155,47 @@ pub(crate) fn is_secret_name(name: &str) -> bool {
 pub(crate) fn is_bound_to_origin(name: &HeaderName) -> bool {
     *name == header::HOST || is_secret_name(name.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_content_range_that_is_written_is_read(
+            first in 0..u64::MAX - 1,
+            more in any::<u64>(),
+            rest in proptest::option::of(any::<u64>()),
+        ) {
+            let last = first.saturating_add(more).min(u64::MAX - 1);
+            let total = rest.map(|rest| (last + 1).saturating_add(rest));
+            let text = format!("bytes {first}-{last}/{}", total.map_or("*".to_owned(), |total| total.to_string()));
+            prop_assert_eq!(
+                parse_content_range(&text),
+                Some(RangeHeader::Span(ContentRange { first, last, total }))
+            );
+        }
+
+        #[test]
+        fn no_content_range_panics_or_contradicts_itself(text in "(bytes )?[0-9*+]{0,21}-?[0-9]{0,21}/?[0-9*]{0,21}|.*") {
+            if let Some(RangeHeader::Span(range)) = parse_content_range(&text) {
+                prop_assert!(range.first <= range.last);
+                prop_assert!(range.total.is_none_or(|total| range.last < total));
+            }
+        }
+    }
+
+    #[test]
+    fn framing_overrules_the_content_length() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_LENGTH, "12".parse().unwrap());
+        assert_eq!(content_length(&headers), Some(12));
+        headers.insert(header::TRANSFER_ENCODING, "chunked".parse().unwrap());
+        assert_eq!(content_length(&headers), None);
+        headers.clear();
+        headers.insert(header::CONTENT_LENGTH, "+12".parse().unwrap());
+        assert_eq!(content_length(&headers), None);
+    }
+}

@@ -1,8 +1,8 @@
 //! Sending a GET and following where it leads.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use std::{env, fmt};
 
 use damselfly_core::redact;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -52,7 +52,7 @@ impl Origin {
             .pool_max_idle_per_host(options.max_idle)
             .http2_initial_stream_window_size(options.stream_window)
             .http2_initial_connection_window_size(options.connection_window);
-        if options.proxies == Proxies::Direct {
+        if options.proxies == Proxies::Direct || is_proxied_nowhere() {
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|error| {
@@ -224,6 +224,12 @@ impl fmt::Debug for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Origin").field("options", &self.shared.options).finish_non_exhaustive()
     }
+}
+
+/// Whether `NO_PROXY` names every host. The HTTP client understands the star for names, but not for addresses.
+fn is_proxied_nowhere() -> bool {
+    let list = env::var("NO_PROXY").or_else(|_| env::var("no_proxy")).unwrap_or_default();
+    list.split(',').any(|host| host.trim() == "*")
 }
 
 fn is_redirect(status: u16) -> bool {

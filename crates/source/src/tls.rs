@@ -40,13 +40,14 @@ pub(crate) fn client_config(options: &Options) -> Result<(ClientConfig, Option<S
 pub(crate) fn distrust(error: &(dyn StdError + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(cause) = next {
-        // An I/O error does not list what it carries among its sources.
-        let carried = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let carried = carried.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(rustls::Error::InvalidCertificate(why)) = carried.or_else(|| cause.downcast_ref()) {
+        if let Some(rustls::Error::InvalidCertificate(why)) = cause.downcast_ref() {
             return Some(why.to_string());
         }
-        next = cause.source();
+        next = match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            // An I/O error does not list what it carries among its sources.
+            Some(carried) => Some(carried),
+            None => cause.source(),
+        };
     }
     None
 }
