@@ -91,6 +91,38 @@ impl PieceSet {
         })
     }
 
+    /// Puts a run of numbers in. What lies past the end is left out.
+    pub fn insert_range(&mut self, range: std::ops::Range<u32>) {
+        for number in range.start..range.end.min(self.count) {
+            self.insert(number);
+        }
+    }
+
+    /// The members of both sets, ascending from `start` and then from 0 up to `start`.
+    pub fn common_from<'a>(&'a self, other: &'a PieceSet, start: u32) -> impl Iterator<Item = u32> + 'a {
+        let start = start.checked_rem(self.count).unwrap_or(0);
+        let (first, low_bits) = ((start / 64) as usize, (1u64 << (start % 64)) - 1);
+        let words = self.words.len();
+        // The first word is visited twice: its upper part at the beginning, its lower part at the end.
+        (0..if words == 0 { 0 } else { words + 1 }).flat_map(move |step| {
+            let index = (first + step) % words;
+            let both = self.words[index] & other.words.get(index).copied().unwrap_or(0);
+            let mut rest = match step {
+                0 => both & !low_bits,
+                last if last == words => both & low_bits,
+                _ => both,
+            };
+            std::iter::from_fn(move || {
+                (rest != 0).then(|| {
+                    let bit = rest.trailing_zeros();
+                    rest &= rest - 1;
+                    // Below `count`, which is a u32.
+                    u32::try_from(index).unwrap_or(u32::MAX / 64) * 64 + bit
+                })
+            })
+        })
+    }
+
     /// The numbers below the count that are not in the set, ascending.
     pub fn missing(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.count).filter(|&number| !self.contains(number))

@@ -1,5 +1,7 @@
 //! Ids against the vectors that Dragonfly's peers compute.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use damselfly_core::task_id::{
     ContentId, DEFAULT_FILTERED_QUERY_PARAMS, PersistentCacheHasher, StandardInput, normalised_url, standard,
 };

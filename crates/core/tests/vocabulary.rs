@@ -1,5 +1,7 @@
 //! Geometry, digests, ranges, piece sets and redaction against published vectors and small models.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeSet;
 
 use damselfly_core::digest::Computed;
@@ -167,5 +169,25 @@ proptest! {
         prop_assert_eq!(set.iter().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
         prop_assert_eq!(set.missing().collect::<Vec<_>>(), (0..count).filter(|n| !model.contains(n)).collect::<Vec<_>>());
         prop_assert_eq!(PieceSet::from_bytes(&set.to_bytes(), count), set);
+    }
+
+    #[test]
+    fn common_members_come_once_each_in_rotation(
+        count in 0u32..300,
+        ours in proptest::collection::vec(0u32..300, 0..100),
+        theirs in proptest::collection::vec(0u32..300, 0..100),
+        start in 0u32..400,
+    ) {
+        let set = |numbers: &[u32]| {
+            let mut set = PieceSet::new(count);
+            numbers.iter().for_each(|&n| { set.insert(n); });
+            set
+        };
+        let (ours, theirs) = (set(&ours), set(&theirs));
+        let expected: Vec<u32> = (0..count)
+            .map(|n| (n + start) % count)
+            .filter(|&n| ours.contains(n) && theirs.contains(n))
+            .collect();
+        prop_assert_eq!(ours.common_from(&theirs, start).collect::<Vec<_>>(), expected);
     }
 }

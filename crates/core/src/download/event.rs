@@ -43,6 +43,15 @@ pub struct Validator {
     pub last_modified: Option<String>,
 }
 
+impl Validator {
+    /// Whether the two name different versions: a part known to both differs.
+    #[must_use]
+    pub fn differs(&self, other: &Validator) -> bool {
+        let differ = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
+        differ(&self.etag, &other.etag) || differ(&self.last_modified, &other.last_modified)
+    }
+}
+
 /// What is known of the content, from the origin's first answer or from the scheduler.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Learned {
@@ -173,7 +182,8 @@ pub struct Failure {
 /// What a running attempt reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromAttempt {
-    /// The origin's first answer, reported before any of its content is stored.
+    /// The origin's first answer, reported before any of its content is stored. An [`Fetch::OriginPiece`] whose range
+    /// the origin ignored says so here (`ranges: Some(false)`) and then fails with [`FailureKind::Retry`].
     Learned(Learned),
     /// A piece is verified and stored.
     Stored {
@@ -259,8 +269,11 @@ pub enum Fetch {
         piece: u32,
         /// The headers.
         headers: HeadersId,
+        /// Another attempt at the same piece runs: write beside it.
+        hedge: bool,
     },
-    /// The whole body from an origin without ranges; pieces already held are read past and compared.
+    /// The whole body from an origin without ranges; pieces already held are read past and compared,
+    /// and a piece that another attempt is writing is written beside it.
     OriginStream {
         /// The headers.
         headers: HeadersId,
@@ -362,7 +375,8 @@ pub enum Effect {
     },
     /// Tell the scheduler.
     Tell(ToScheduler),
-    /// Open SyncPieces to a parent for all pieces not held yet.
+    /// Open SyncPieces to a parent for all pieces not held yet. Only once the geometry is known, and not for parents of
+    /// ours that hold everything: those are fetched from without being watched.
     Watch(PeerId),
     /// Close it.
     Unwatch(PeerId),
@@ -383,13 +397,14 @@ pub enum Effect {
     },
     /// The ledger contradicts a stored piece: storage drops it, and it is fetched again.
     Invalidate(u32),
-    /// The content changed: storage drops every piece and begins this generation.
+    /// The content changed: storage drops every piece and begins this generation. No attempt runs when this comes.
     NewGeneration(u64),
     /// Everything the client wanted is held: the shell finishes output and digest.
     ClientReady(ClientId, ByteRange),
     /// The client fails.
     ClientFailed(ClientId, LostClient),
-    /// Nothing is left to do. The announce stream may be closed after what was told before.
+    /// Nothing is left to do, and no attempt runs. The announce stream may be closed after what was told before. The
+    /// machine answers to nothing from here on: whoever joins now needs a new one.
     Finish(Outcome),
 }
 
@@ -400,6 +415,8 @@ pub struct Held {
     pub geometry: Option<Geometry>,
     /// Verified pieces.
     pub pieces: PieceSet,
+    /// Their CRCs as far as storage knows them, to be compared with the scheduler's ledger.
+    pub crcs: BTreeMap<u32, Crc>,
     /// The version they belong to.
     pub validator: Validator,
     /// The content generation.
