@@ -1,0 +1,342 @@
+//! From the command line to what will be asked of the daemon.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use damselfly_api::common::v2 as common;
+use damselfly_core::{Digest, RangeSpec, redact};
+use thiserror::Error;
+
+use super::args::{Args, FILTERED_QUERY_PARAMS};
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+/// Dragonfly's least piece length, 4 MiB.
+const MIN_PIECE_LENGTH: u64 = damselfly_core::geometry::MIN_PIECE_LENGTH;
+
+/// Where the content goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// To stdout, in order.
+    Stdout,
+    /// To a file.
+    File(FileOutput),
+}
+
+/// An output file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileOutput {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// Whether what is there may be replaced.
+    pub overwrite: bool,
+    /// Whether something was there at the start.
+    pub existed: bool,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What to ask of the daemon; output fields are filled in per way of transfer.
+    pub download: common::Download,
+    /// Where the content goes.
+    pub output: Output,
+    /// The part of the content that is wanted.
+    pub range: RangeSpec,
+    /// What the content must be.
+    pub digest: Option<Digest>,
+    /// Take the content through the socket.
+    pub through_socket: bool,
+    /// When to give up, from the start.
+    pub timeout: Duration,
+    /// The URL's path, decoded: the download's name for people.
+    pub name: String,
+    /// The URL without secrets.
+    pub url: String,
+}
+
+/// Arguments that parse and make no sense.
+#[derive(Debug, Error)]
+pub enum Invalid {
+    /// A flag of Dragonfly's that nothing stands behind.
+    #[error(
+        "{flag} is not available: Damselfly downloads single files over http and https, {what} are not built"
+    )]
+    Unbuilt {
+        /// The flag.
+        flag: &'static str,
+        /// What it belongs to.
+        what: &'static str,
+    },
+    /// No http.
+    #[error(
+        "cannot download from {scheme}: only http and https are built; give an http(s) URL of the file, a presigned one for instance"
+    )]
+    Scheme {
+        /// The URL's scheme.
+        scheme: String,
+    },
+    /// Dragonfly reads a trailing slash as a directory.
+    #[error(
+        "the URL path {path} ends in / and so names a directory: recursive downloads are not built; name a file"
+    )]
+    Directory {
+        /// The URL's path.
+        path: String,
+    },
+    /// The output's directory.
+    #[error("the directory {path} of the output does not exist or is no directory; make it first")]
+    Parent {
+        /// The directory.
+        path: String,
+    },
+    /// The output is there.
+    #[error("output path {path} is already exist; use --overwrite to replace it, or another path")]
+    Exists {
+        /// The output.
+        path: String,
+    },
+    /// The output is there and cannot be replaced.
+    #[error("output path {path} is {what}; name a regular file, or use -O - for stdout")]
+    NoFile {
+        /// The output.
+        path: String,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The output cannot be looked at.
+    #[error("cannot look at {path}: {why}")]
+    Look {
+        /// The path.
+        path: String,
+        /// Why.
+        why: io::Error,
+    },
+    /// Dragonfly's limit.
+    #[error("piece length {0} bytes is less than the minimum {MIN_PIECE_LENGTH} bytes (4MiB)")]
+    PieceLength(u64),
+    /// Not a digest.
+    #[error(transparent)]
+    Digest(#[from] damselfly_core::DigestError),
+    /// Not a range.
+    #[error(transparent)]
+    Range(#[from] damselfly_core::RangeError),
+    /// Two wishes that cannot both come true.
+    #[error("{0}")]
+    Conflict(&'static str),
+}
+
+impl From<Invalid> for Failure {
+    fn from(invalid: Invalid) -> Self {
+        Failure::new("Validating Failed!", Exit::Failure, invalid)
+    }
+}
+
+impl Plan {
+    /// Checks what the parser could not.
+    ///
+    /// # Errors
+    /// [`Invalid`].
+    pub fn new(args: &Args) -> Result<Self, Invalid> {
+        if let Some((flag, what)) = args.unbuilt.given() {
+            return Err(Invalid::Unbuilt { flag, what });
+        }
+        if !matches!(args.url.scheme(), "http" | "https") {
+            return Err(Invalid::Scheme { scheme: args.url.scheme().to_owned() });
+        }
+        if args.url.path().ends_with('/') {
+            return Err(Invalid::Directory { path: args.url.path().to_owned() });
+        }
+        if let Some(length) =
+            args.piece_length.map(|length| length.as_u64()).filter(|n| *n < MIN_PIECE_LENGTH)
+        {
+            return Err(Invalid::PieceLength(length));
+        }
+        let digest = args.digest.as_deref().map(str::parse::<Digest>).transpose()?;
+        let headers = headers(&args.header);
+        let range = headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case("range"))
+            .map_or(Ok(RangeSpec::Whole), |(_, value)| RangeSpec::parse_header(value))?;
+        let output = output(args)?;
+        if range != RangeSpec::Whole && digest.is_some() {
+            return Err(Invalid::Conflict(
+                "--digest covers the whole content and cannot be checked on a range; leave one of them out",
+            ));
+        }
+        if args.force_hard_link
+            && (range != RangeSpec::Whole || args.transfer_from_dfdaemon || output == Output::Stdout)
+        {
+            return Err(Invalid::Conflict(
+                "--force-hard-link is for whole files that the daemon writes: it goes with no Range header, no \
+                 --transfer-from-dfdaemon and no -O -",
+            ));
+        }
+        let path = args.url.path();
+        Ok(Self {
+            download: download(args, headers),
+            output,
+            range,
+            digest,
+            // A daemon that writes a ranged output itself leaves the whole content's file with holes.
+            through_socket: args.transfer_from_dfdaemon || range != RangeSpec::Whole,
+            timeout: args.timeout,
+            name: percent_encoding::percent_decode_str(path).decode_utf8_lossy().into_owned(),
+            url: redact::url(args.url.as_str()),
+        })
+    }
+}
+
+/// Splits each at its first colon; what has none is dropped, as Dragonfly's dfget does. The last of equal keys counts.
+fn headers(given: &[String]) -> Vec<(String, String)> {
+    given
+        .iter()
+        .filter_map(|header| header.split_once(':'))
+        .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
+        .collect()
+}
+
+fn output(args: &Args) -> Result<Output, Invalid> {
+    if args.output == Path::new("-") {
+        return Ok(Output::Stdout);
+    }
+    let given = args.output.display().to_string();
+    let look = |path: &Path, why| Invalid::Look { path: path.display().to_string(), why };
+    let path = std::path::absolute(&args.output).map_err(|why| look(&args.output, why))?;
+    let parent = path.parent().ok_or_else(|| Invalid::NoFile { path: given.clone(), what: "a directory" })?;
+    match std::fs::metadata(parent) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(Invalid::Parent { path: parent.display().to_string() }),
+        Err(why) if matches!(why.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Err(Invalid::Parent { path: parent.display().to_string() });
+        }
+        Err(why) => return Err(look(parent, why)),
+    }
+    // A dangling link is there too: whatever it points to would be made.
+    let existed = match std::fs::symlink_metadata(&path) {
+        Ok(_) => true,
+        Err(why) if why.kind() == io::ErrorKind::NotFound => false,
+        Err(why) => return Err(look(&path, why)),
+    };
+    if existed {
+        let found = std::fs::metadata(&path).map(|found| found.file_type());
+        match found {
+            Ok(found) if found.is_dir() => return Err(Invalid::NoFile { path: given, what: "a directory" }),
+            _ if !args.overwrite => return Err(Invalid::Exists { path: given }),
+            Ok(found) if !found.is_file() => {
+                return Err(Invalid::NoFile { path: given, what: "a device, a pipe or a socket" });
+            }
+            _ => {}
+        }
+    }
+    Ok(Output::File(FileOutput { path, overwrite: args.overwrite, existed }))
+}
+
+fn download(args: &Args, headers: Vec<(String, String)>) -> common::Download {
+    let filtered = match &args.filtered_query_param {
+        Some(names) => names.clone(),
+        None => FILTERED_QUERY_PARAMS.map(str::to_owned).to_vec(),
+    };
+    common::Download {
+        url: args.url.to_string(),
+        digest: args.digest.clone(),
+        r#type: common::TaskType::Standard.into(),
+        // Present even when empty, as Dragonfly's dfget sends them.
+        tag: Some(args.tag.clone()),
+        application: Some(args.application.clone()),
+        priority: args.priority,
+        filtered_query_params: filtered,
+        request_header: headers.into_iter().collect(),
+        piece_length: args.piece_length.map(|length| length.as_u64()),
+        timeout: prost_types::Duration::try_from(args.timeout).ok(),
+        disable_back_to_source: args.disable_back_to_source,
+        force_hard_link: args.force_hard_link,
+        content_for_calculating_task_id: args.content_for_calculating_task_id.clone(),
+        overwrite: args.overwrite,
+        ..common::Download::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn plan(arguments: &[&str]) -> Result<Plan, Invalid> {
+        Plan::new(&Args::try_parse_from([&["dfget"], arguments].concat()).unwrap())
+    }
+
+    fn refusal(arguments: &[&str]) -> String {
+        plan(arguments).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_request_is_what_dragonflys_dfget_sends() {
+        let plan =
+            plan(&["http://h/a%20b?x=1", "-O", "/tmp/absent-output", "-H", "A: b: c", "-H", "nonsense"])
+                .unwrap();
+        let sent = plan.download;
+        assert_eq!(sent.url, "http://h/a%20b?x=1");
+        assert_eq!((sent.tag.as_deref(), sent.application.as_deref()), (Some(""), Some("")));
+        assert_eq!((sent.priority, sent.piece_length), (6, None));
+        assert_eq!(
+            sent.request_header.into_iter().collect::<Vec<_>>(),
+            [("A".to_owned(), "b: c".to_owned())]
+        );
+        assert_eq!(sent.filtered_query_params.len(), 30);
+        assert_eq!(sent.timeout.map(|timeout| timeout.seconds), Some(7200));
+        assert_eq!((plan.name.as_str(), plan.url.as_str()), ("/a b", "http://h/a%20b?x=REDACTED"));
+        assert!(!plan.through_socket);
+    }
+
+    #[test]
+    fn filtered_parameters_replace_the_defaults() {
+        let plan = plan(&["http://h/f", "-O", "-", "--filtered-query-param", "token"]).unwrap();
+        assert_eq!(plan.download.filtered_query_params, ["token"]);
+        assert_eq!(plan.output, Output::Stdout);
+    }
+
+    #[test]
+    fn a_range_goes_through_the_socket() {
+        let range = ["http://h/f", "-O", "/tmp/absent-output", "-H", "range: bytes=5-"];
+        let ranged = plan(&range).unwrap();
+        assert!(ranged.through_socket);
+        assert_eq!(ranged.range, RangeSpec::From(5));
+        assert!(refusal(&[&range[..], &["--digest", "crc32:1"]].concat()).contains("whole content"));
+        assert!(refusal(&[&range[..], &["--force-hard-link"]].concat()).contains("--force-hard-link"));
+        assert!(refusal(&["http://h/f", "-O", "-", "-H", "Range: x"]).contains("malformed range"));
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        let url = ["http://h/f", "-O", "-"];
+        assert!(refusal(&[&url[..], &["-r"]].concat()).starts_with("--recursive is not available"));
+        assert!(refusal(&[&url[..], &["--hf-token", "t"]].concat()).contains("model hubs are not built"));
+        assert!(refusal(&["s3://bucket/key", "-O", "-"]).starts_with("cannot download from s3"));
+        assert!(refusal(&["http://h/dir/", "-O", "-"]).contains("/dir/ ends in /"));
+    }
+
+    #[test]
+    fn outputs_that_cannot_be() {
+        let home = tempfile::tempdir().unwrap();
+        let there = home.path().join("there");
+        std::fs::write(&there, "x").unwrap();
+        let there = there.to_str().unwrap();
+        assert!(refusal(&["http://h/f", "-O", there]).contains("is already exist"));
+        assert!(
+            matches!(plan(&["http://h/f", "-O", there, "--overwrite"]).unwrap().output, Output::File(file) if file.existed)
+        );
+        assert!(
+            refusal(&["http://h/f", "-O", "/nowhere/at/all"]).contains("directory /nowhere/at of the output")
+        );
+        assert!(
+            refusal(&["http://h/f", "-O", home.path().to_str().unwrap(), "--overwrite"])
+                .contains("a directory")
+        );
+        assert!(refusal(&["http://h/f", "-O", "/dev/null", "--overwrite"]).contains("a device"));
+        assert!(refusal(&["http://h/f", "-O", "-", "--piece-length", "4MB"]).contains("4000000 bytes"));
+        assert!(refusal(&["http://h/f", "-O", "-", "--digest", "sha256:zz"]).contains("64 hex digits"));
+    }
+}

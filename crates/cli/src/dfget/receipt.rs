@@ -1,0 +1,190 @@
+//! How a download ended well: where its bytes came from, how fast, which way they took.
+
+use std::time::Duration;
+
+use damselfly_api::damselfly::v1 as local;
+
+use super::plan::{Output, Plan};
+use crate::units;
+
+/// Bytes by where they came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// From the origin.
+    pub origin: u64,
+    /// From other hosts.
+    pub peers: u64,
+    /// Held by the daemon before.
+    pub local: u64,
+    /// Hosts that bytes came from.
+    pub parents: usize,
+}
+
+impl From<&local::Receipt> for Sources {
+    fn from(receipt: &local::Receipt) -> Self {
+        Self {
+            origin: receipt.origin_bytes,
+            peers: receipt.peer_bytes,
+            local: receipt.local_bytes,
+            parents: receipt.parents.len(),
+        }
+    }
+}
+
+/// Which way the content took to its output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// `path` (the daemon wrote it) or `stream` (through the daemon's socket).
+    pub mode: String,
+    /// Why, for people; may be empty.
+    pub reason: String,
+}
+
+/// What a download delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The task.
+    pub task_id: String,
+    /// The daemon's host.
+    pub host_id: String,
+    /// This download.
+    pub peer_id: String,
+    /// Bytes at the output.
+    pub bytes: u64,
+    /// Bytes of the whole content, where known.
+    pub content_length: Option<u64>,
+    /// Where they came from; `None` when the daemon did not say.
+    pub sources: Option<Sources>,
+    /// The way they took.
+    pub transfer: Transfer,
+    /// Whether the daemon had everything before it was asked.
+    pub was_complete: bool,
+}
+
+/// A delivery and the time it took.
+#[derive(Debug)]
+pub struct Receipt<'a> {
+    /// What was asked for.
+    pub plan: &'a Plan,
+    /// What came of it.
+    pub delivery: &'a Delivery,
+    /// From the start of the program's work to its end.
+    pub elapsed: Duration,
+}
+
+impl Receipt<'_> {
+    fn output(&self) -> String {
+        match &self.plan.output {
+            Output::Stdout => "-".to_owned(),
+            Output::File(file) => file.path.display().to_string(),
+        }
+    }
+
+    /// The lines for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let Delivery { bytes, sources, transfer, .. } = self.delivery;
+        let speed = units::rate(*bytes, self.elapsed).map(|rate| format!(" ({}/s)", units::bytes(rate)));
+        let mut text = format!(
+            "{} → {}: {} in {}{}, verified\n",
+            self.plan.name,
+            self.output(),
+            units::bytes(*bytes),
+            units::duration(self.elapsed),
+            speed.unwrap_or_default(),
+        );
+        if let Some(sources) = sources {
+            let parents = match sources.parents {
+                0 => String::new(),
+                1 => " (1 parent)".to_owned(),
+                many => format!(" ({many} parents)"),
+            };
+            text.push_str(&format!(
+                "  origin {}, peers {}{parents}, local cache {}\n",
+                units::bytes(sources.origin),
+                units::bytes(sources.peers),
+                units::bytes(sources.local),
+            ));
+        }
+        let way = match transfer.mode.as_str() {
+            "path" => "written by the daemon (path)",
+            "stream" => "through the daemon's socket (stream)",
+            "fd" => "through a descriptor (fd)",
+            other => other,
+        };
+        let reason =
+            if transfer.reason.is_empty() { String::new() } else { format!(": {}", transfer.reason) };
+        text.push_str(&format!("  {way}{reason}\n"));
+        text
+    }
+
+    /// The same for programs.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        let delivery = self.delivery;
+        serde_json::json!({
+            "ok": true,
+            "exit_code": 0,
+            "url": self.plan.url,
+            "output": self.output(),
+            "task_id": delivery.task_id,
+            "host_id": delivery.host_id,
+            "peer_id": delivery.peer_id,
+            "bytes": delivery.bytes,
+            "content_length": delivery.content_length,
+            "origin_bytes": delivery.sources.map(|sources| sources.origin),
+            "peer_bytes": delivery.sources.map(|sources| sources.peers),
+            "local_bytes": delivery.sources.map(|sources| sources.local),
+            "parents": delivery.sources.map(|sources| sources.parents),
+            "seconds": self.elapsed.as_secs_f64(),
+            "bytes_per_second": units::rate(delivery.bytes, self.elapsed),
+            "transfer": delivery.transfer.mode,
+            "transfer_reason": delivery.transfer.reason,
+            "already_complete": delivery.was_complete,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::dfget::args::Args;
+
+    #[test]
+    fn text_and_json() {
+        let arguments = ["dfget", "http://h/m.bin?sig=secret", "-O", "/tmp/absent-output"];
+        let plan = Plan::new(&Args::try_parse_from(arguments).unwrap()).unwrap();
+        let mut delivery = Delivery {
+            task_id: "t".to_owned(),
+            host_id: "h".to_owned(),
+            peer_id: "p".to_owned(),
+            bytes: 4 << 20,
+            content_length: Some(4 << 20),
+            sources: Some(Sources { origin: 1 << 20, peers: 3 << 20, local: 0, parents: 2 }),
+            transfer: Transfer { mode: "path".to_owned(), reason: "same file system".to_owned() },
+            was_complete: false,
+        };
+        let receipt = Receipt { plan: &plan, delivery: &delivery, elapsed: Duration::from_secs(2) };
+        assert_eq!(
+            receipt.text(),
+            "/m.bin → /tmp/absent-output: 4.0 MiB in 2.00 s (2.0 MiB/s), verified\n  \
+             origin 1.0 MiB, peers 3.0 MiB (2 parents), local cache 0 B\n  \
+             written by the daemon (path): same file system\n"
+        );
+        let json = receipt.json();
+        assert_eq!(json["peer_bytes"], 3 << 20);
+        assert_eq!(json["bytes_per_second"], 2 << 20);
+        assert_eq!(json["url"], "http://h/m.bin?sig=REDACTED");
+
+        delivery.sources = None;
+        delivery.transfer = Transfer { mode: "stream".to_owned(), reason: String::new() };
+        let receipt = Receipt { plan: &plan, delivery: &delivery, elapsed: Duration::ZERO };
+        assert_eq!(
+            receipt.text(),
+            "/m.bin → /tmp/absent-output: 4.0 MiB in 0 ms, verified\n  through the daemon's socket (stream)\n"
+        );
+        assert!(receipt.json()["origin_bytes"].is_null());
+    }
+}

@@ -1,0 +1,66 @@
+//! Progress that keeps moving while an answer is awaited.
+
+use std::future::Future;
+use std::io::{self, Write as _};
+
+use tokio::time::{Interval, MissedTickBehavior};
+
+use crate::progress::{Progress, TICK};
+
+/// A [`Progress`] and its clock.
+#[derive(Debug)]
+pub(super) struct Ticker {
+    progress: Progress,
+    interval: Interval,
+}
+
+impl Ticker {
+    pub(super) fn new(name: &str, hidden: bool) -> Self {
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { progress: Progress::new(name, hidden), interval }
+    }
+
+    /// Waits for `future`, drawing meanwhile.
+    pub(super) async fn beside<T>(&mut self, future: impl Future<Output = T>) -> T {
+        tokio::pin!(future);
+        loop {
+            tokio::select! {
+                biased;
+                output = &mut future => return output,
+                _ = self.interval.tick() => self.progress.tick(),
+            }
+        }
+    }
+
+    pub(super) fn set_total(&mut self, total: u64) {
+        self.progress.set_total(total);
+    }
+
+    pub(super) fn add(&mut self, count: u64) {
+        self.progress.add(count);
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.progress.reset();
+    }
+
+    pub(super) fn finish(&self) {
+        self.progress.finish();
+    }
+
+    /// Prints a line to stderr in place of the bar, which is drawn anew below it.
+    pub(super) fn note(&self, text: &str) {
+        self.progress.suspend(|| {
+            // Nobody is left to tell when stderr is closed.
+            let _printed = writeln!(io::stderr().lock(), "{text}");
+        });
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        // A bar that was not finished belongs to a download that failed: the report takes its place.
+        self.progress.clear();
+    }
+}
