@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::metadata::root;
+
 /// The files to compile, in `proto/`. What they import comes along.
 const FILES: [&str; 8] = [
     "common/v2/common.proto",
@@ -70,10 +72,6 @@ pub(crate) fn run() -> Result<(), CodegenError> {
         println!("{name}");
     }
     Ok(())
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 fn generate(protos: &Path) -> Result<Output, CodegenError> {

@@ -6,6 +6,10 @@
 )]
 
 mod codegen;
+mod coverage;
+mod metadata;
+mod privileged;
+mod tidy;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -17,8 +21,24 @@ struct Verb {
     run: fn() -> Result<(), Box<dyn Error>>,
 }
 
-const VERBS: &[Verb] =
-    &[Verb { name: "codegen", help: "generate crates/api/src/gen from proto/", run: || Ok(codegen::run()?) }];
+const VERBS: &[Verb] = &[
+    Verb { name: "codegen", help: "generate crates/api/src/gen from proto/", run: || Ok(codegen::run()?) },
+    Verb {
+        name: "tidy",
+        help: "check the rules that compiler and clippy do not know",
+        run: || Ok(tidy::run()?),
+    },
+    Verb {
+        name: "test-privileged",
+        help: "run the tests that need root (needs root)",
+        run: || Ok(privileged::run()?),
+    },
+    Verb {
+        name: "coverage",
+        help: "measure line coverage of each crate (needs cargo-tarpaulin)",
+        run: || Ok(coverage::run()?),
+    },
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
