@@ -1,0 +1,35 @@
+//! Waiting for an event under a deadline.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time;
+
+/// Longer than any loaded machine needs, short enough that a hanging test names its reason.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A wait that did not end well; the text shows the last state seen.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Waited {
+    /// The deadline passed.
+    #[error("not so within {DEADLINE:?}; last seen: {0}")]
+    Late(String),
+    /// What was watched is gone.
+    #[error("can no longer become so; last seen: {0}")]
+    Gone(String),
+}
+
+/// Waits until `state` is as wished, and returns it.
+pub(crate) async fn until<T: Clone + Debug>(
+    state: &watch::Sender<T>,
+    is_so: impl FnMut(&T) -> bool,
+) -> Result<T, Waited> {
+    let mut seen = state.subscribe();
+    match time::timeout(DEADLINE, seen.wait_for(is_so)).await {
+        Ok(Ok(state)) => Ok(state.clone()),
+        Ok(Err(_)) => Err(Waited::Gone(format!("{:?}", *state.borrow()))),
+        Err(_) => Err(Waited::Late(format!("{:?}", *state.borrow()))),
+    }
+}
