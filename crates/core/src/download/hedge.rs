@@ -1,0 +1,150 @@
+//! Second requests: at once for what stalls, and at the end for what is late.
+
+use super::attempts::Attempt;
+use super::{AttemptId, Download, Fetch};
+use crate::PeerId;
+
+impl Download {
+    /// Bytes an attempt has still to receive.
+    pub(super) fn remaining(&self, attempt: &Attempt) -> u64 {
+        attempt.piece.map_or(0, |piece| self.known.length_of(piece).saturating_sub(attempt.bytes))
+    }
+
+    /// Marks attempts that stand still: those of a stalled parent, and those that later ones of the same parent overtake.
+    pub(super) fn mark_stalled_attempts(&mut self) {
+        let (now, stall) = (self.now, self.config.stall);
+        let live: Vec<AttemptId> = self
+            .attempts
+            .iter()
+            .filter(|(_, attempt)| attempt.is_live() && attempt.piece.is_some())
+            .map(|(&id, _)| id)
+            .collect();
+        for id in live {
+            let Some(attempt) = self.attempts.get(&id) else { continue };
+            let still = now.since(attempt.moved) >= stall;
+            let stalled = still
+                && match attempt.parent.as_ref() {
+                    None => true,
+                    Some(parent) => {
+                        let overtaken = self.attempts.range(AttemptId(id.0 + 1)..).any(|(_, later)| {
+                            later.parent.as_ref() == Some(parent)
+                                && later.moved > attempt.moved
+                                && later.bytes > 0
+                        });
+                        overtaken || self.parents.get(parent).is_none_or(|parent| parent.stalled)
+                    }
+                };
+            if let Some(attempt) = self.attempts.get_mut(&id) {
+                attempt.stalled = stalled;
+            }
+        }
+    }
+
+    /// Asks for stalled pieces elsewhere: at another parent, or at the origin where that is allowed. When both attempts
+    /// at a piece stand still and somebody else could do better, the older one is given up.
+    pub(super) fn rescue(&mut self) {
+        let stalled: Vec<(AttemptId, u32)> = self
+            .attempts
+            .iter()
+            .filter(|(_, attempt)| attempt.is_live() && attempt.stalled)
+            .filter_map(|(&id, attempt)| Some((id, attempt.piece?)))
+            .collect();
+        for (id, piece) in stalled {
+            let others =
+                self.attempts.iter().filter(|(other, attempt)| **other != id && attempt.piece == Some(piece));
+            let moving = others.clone().any(|(_, attempt)| !attempt.stalled || !attempt.is_live());
+            if moving || self.known.held.contains(piece) {
+                continue;
+            }
+            let parent = self.rescuer(piece);
+            let from_origin = self.attempts.get(&id).is_some_and(|attempt| attempt.parent.is_none());
+            let headers = if parent.is_none() && !from_origin { self.origin_spare_for(piece) } else { None };
+            if parent.is_none() && headers.is_none() {
+                continue;
+            }
+            if self.outstanding(piece) >= 2 {
+                let oldest = self.attempts.iter().find(|(_, attempt)| attempt.piece == Some(piece));
+                if let Some(started) = oldest.map(|(_, attempt)| attempt.started) {
+                    self.cancel_where(|attempt| attempt.piece == Some(piece) && attempt.started <= started);
+                }
+            } else if let Some(parent) = parent {
+                self.start_at(parent, piece, true);
+            } else if let Some(headers) = headers {
+                self.start(Fetch::OriginPiece { piece, headers, hedge: true });
+            }
+        }
+    }
+
+    /// The parent that would be done first with a piece that nobody there is fetching yet. One attempt beyond the window
+    /// is allowed: the piece has waited long enough.
+    fn rescuer(&self, piece: u32) -> Option<PeerId> {
+        if !self.room_for_one() {
+            return None;
+        }
+        self.parents_with_room(1)
+            .into_iter()
+            .filter(|id| self.parents.get(id).is_some_and(|parent| parent.has.contains(piece)))
+            .filter(|id| !self.asked(id, piece))
+            .min_by(|a, b| self.finish_of_one_more(a).total_cmp(&self.finish_of_one_more(b)))
+    }
+
+    fn asked(&self, id: &PeerId, piece: u32) -> bool {
+        self.attempts
+            .values()
+            .any(|attempt| attempt.piece == Some(piece) && attempt.parent.as_ref() == Some(id))
+    }
+
+    /// The end game: parents that have room and nothing new to fetch ask for the pieces that would be late elsewhere.
+    pub(super) fn hedge(&mut self, idle: &[PeerId]) {
+        for parent in idle {
+            while self.room_for_one()
+                && self.parents_with_room(0).contains(parent)
+                && let Some(piece) = self.latest_worth_doubling(parent)
+            {
+                self.start_at(parent.clone(), piece, true);
+            }
+        }
+    }
+
+    /// The piece in flight elsewhere that this parent would have clearly sooner, the latest of them.
+    fn latest_worth_doubling(&self, id: &PeerId) -> Option<u32> {
+        let parent = self.parents.get(id)?;
+        parent.rate?;
+        let mine = self.finish_of_one_more(id);
+        let worth = mine * 100.0 / f64::from(self.config.hedge_percent.max(1));
+        let least = mine + self.config.hedge_least.as_secs_f64();
+        self.attempts
+            .iter()
+            .filter(|(_, attempt)| attempt.is_live() && attempt.parent.as_ref() != Some(id))
+            .filter_map(|(&other, attempt)| Some((other, attempt.piece?)))
+            .filter(|&(_, piece)| {
+                parent.has.contains(piece) && self.outstanding(piece) == 1 && !self.known.held.contains(piece)
+            })
+            .filter_map(|(other, piece)| Some((self.finish_of(other)?, piece)))
+            .filter(|&(theirs, _)| theirs >= worth.max(least))
+            .max_by(|(a, _), (b, _)| a.total_cmp(b))
+            .map(|(_, piece)| piece)
+    }
+
+    /// Seconds until an attempt will be over: a parent answers in order, so what was asked before comes before. `None`
+    /// where nothing can be said yet.
+    fn finish_of(&self, id: AttemptId) -> Option<f64> {
+        let attempt = self.attempts.get(&id)?;
+        match &attempt.parent {
+            Some(parent) => {
+                let rate = self.parents.get(parent)?.rate?;
+                let ahead: u64 = self
+                    .attempts
+                    .range(..=id)
+                    .filter(|(_, other)| other.is_live() && other.parent.as_ref() == Some(parent))
+                    .map(|(_, other)| self.remaining(other))
+                    .sum();
+                Some(ahead as f64 / rate.max(1.0))
+            }
+            None => {
+                let elapsed = self.now.since(attempt.started).as_secs_f64();
+                (attempt.bytes > 0).then(|| self.remaining(attempt) as f64 * elapsed / attempt.bytes as f64)
+            }
+        }
+    }
+}

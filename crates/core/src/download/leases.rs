@@ -1,0 +1,155 @@
+//! The scheduler's leave to fetch pieces from the origin.
+
+use std::ops::Range;
+
+use super::facts::Known;
+use super::{Download, Lease, ToScheduler};
+use crate::Tick;
+
+/// The leases that live.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    live: Vec<Live>,
+    /// The newest content generation, as the scheduler counts them.
+    generation: u64,
+}
+
+#[derive(Debug)]
+struct Live {
+    lease: Lease,
+    /// When it ends unless a piece is reported before.
+    until: Tick,
+}
+
+impl Leases {
+    pub(super) fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// Whether a lease names the piece.
+    pub(super) fn covers(&self, piece: u32) -> bool {
+        self.live.iter().any(|live| live.lease.ranges.iter().any(|range| range.contains(&piece)))
+    }
+
+    /// The leased pieces that are missing, ascending.
+    pub(super) fn missing(&self, known: &Known) -> Vec<u32> {
+        let mut numbers: Vec<u32> = self
+            .live
+            .iter()
+            .flat_map(|live| pieces(&live.lease, known))
+            .filter(|&piece| known.missing.contains(piece))
+            .collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+
+    /// Keeps a lease; those for older content end. Says whether it was kept.
+    fn grant(&mut self, lease: Lease, now: Tick) -> bool {
+        if lease.generation < self.generation {
+            return false;
+        }
+        if lease.generation > self.generation {
+            self.generation = lease.generation;
+            self.live.clear();
+        }
+        self.live.retain(|live| live.lease.id != lease.id);
+        let until = now + lease.silence;
+        self.live.push(Live { lease, until });
+        true
+    }
+
+    /// The scheduler heard of us: every lease's silence begins anew.
+    pub(super) fn renew(&mut self, now: Tick) {
+        for live in &mut self.live {
+            live.until = now + live.lease.silence;
+        }
+    }
+
+    /// What is left of every lease, for a scheduler that may have forgotten.
+    pub(super) fn restate(&self, known: &Known) -> Vec<Lease> {
+        self.live
+            .iter()
+            .map(|live| {
+                let ranges = match known.geometry {
+                    Some(_) => runs(pieces(&live.lease, known).filter(|&piece| !known.held.contains(piece))),
+                    None => live.lease.ranges.clone(),
+                };
+                Lease { ranges, ..live.lease.clone() }
+            })
+            .filter(|lease| !lease.ranges.is_empty())
+            .collect()
+    }
+
+    fn remove(&mut self, ended: impl Fn(&Live) -> bool) -> Vec<Lease> {
+        let (gone, live) = std::mem::take(&mut self.live).into_iter().partition(|live| ended(live));
+        self.live = live;
+        gone.into_iter().map(|live| live.lease).collect()
+    }
+}
+
+/// The pieces of a lease that exist.
+fn pieces(lease: &Lease, known: &Known) -> impl Iterator<Item = u32> {
+    let count = known.piece_count();
+    let ranges: Vec<Range<u32>> =
+        lease.ranges.iter().map(|range| range.start.min(count)..range.end.min(count)).collect();
+    ranges.into_iter().flatten()
+}
+
+/// Ascending numbers as runs.
+fn runs(numbers: impl Iterator<Item = u32>) -> Vec<Range<u32>> {
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some(run) if run.end == number => run.end += 1,
+            _ => runs.push(number..number + 1),
+        }
+    }
+    runs
+}
+
+impl Download {
+    pub(super) fn on_lease(&mut self, lease: Lease) {
+        let id = lease.id;
+        if !self.leases.grant(lease, self.now) {
+            self.tell(ToScheduler::Release(id));
+        }
+    }
+
+    /// Ends leases that are done, that have fallen silent, or that are of no use here; the latter are given back, so
+    /// that another host can have the pieces.
+    pub(super) fn settle_leases(&mut self) {
+        if self.leases.is_empty() {
+            return;
+        }
+        let now = self.now;
+        // The scheduler has granted their pieces to others by now.
+        drop(self.leases.remove(|live| live.until <= now));
+        let usable = !self.paused && self.restart.is_none() && self.origin_is_open();
+        if !usable && self.restart.is_none() {
+            return self.release_leases();
+        }
+        if self.known.geometry.is_some() {
+            let (known, attempts) = (&self.known, &self.attempts);
+            let used = |piece: u32| {
+                known.missing.contains(piece) || attempts.values().any(|attempt| attempt.piece == Some(piece))
+            };
+            let ended = self.leases.remove(|live| !pieces(&live.lease, known).any(used));
+            for lease in ended {
+                if pieces(&lease, &self.known).any(|piece| !self.known.held.contains(piece)) {
+                    self.tell(ToScheduler::Release(lease.id));
+                }
+            }
+        }
+        if let Some(until) = self.leases.live.iter().map(|live| live.until).min() {
+            self.wake_at(until);
+        }
+    }
+
+    /// Gives every lease back.
+    pub(super) fn release_leases(&mut self) {
+        for lease in self.leases.remove(|_| true) {
+            self.tell(ToScheduler::Release(lease.id));
+        }
+    }
+}
