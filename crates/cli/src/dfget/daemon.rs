@@ -11,6 +11,7 @@ use damselfly_api::dfdaemon::v2::read_persistent_cache_task_response::Response a
 use damselfly_api::dfdaemon::v2::{DownloadTaskRequest, DownloadTaskResponse};
 use damselfly_core::{ByteRange, Crc};
 use tonic::{Code, Request, Status, Streaming};
+use tracing::{debug, info};
 
 use super::part::Part;
 use super::plan::{FileOutput, Output, Plan};
@@ -128,8 +129,14 @@ async fn by_path(
             }
         };
         match story.take(message)? {
-            News::Started(range) => ticker.set_total(range.length),
-            News::Piece(piece) => ticker.add(piece.length),
+            News::Started(range) => {
+                log_start(&story, "path");
+                ticker.set_total(range.length);
+            }
+            News::Piece(piece) => {
+                log_piece(&piece);
+                ticker.add(piece.length);
+            }
             News::Repeated => {}
         }
     }
@@ -187,12 +194,14 @@ async fn through_socket(
                     let part = Part::open(output, &story.task_id)?;
                     part.allocate(range.length).map(|()| part)
                 })?;
+                log_start(&story, "stream");
                 writing = Some((part, range));
             }
             News::Piece(piece) => {
                 // `Story` lets no piece through before the start.
                 let Some((part, range)) = &writing else { continue };
                 let written = tokio::task::block_in_place(|| write_piece(part, *range, &piece))?;
+                log_piece(&piece);
                 ticker.add(written);
             }
             News::Repeated => {}
@@ -212,6 +221,20 @@ async fn through_socket(
     })?;
     let transfer = Transfer { mode: "stream".to_owned(), reason };
     Ok(delivery(range.length, story, daemon, transfer).await)
+}
+
+fn log_start(story: &Story, transfer: &str) {
+    info!(
+        task = story.task_id,
+        peer = story.peer_id,
+        length = story.content_length,
+        transfer,
+        "download started"
+    );
+}
+
+fn log_piece(piece: &Piece) {
+    debug!(piece = piece.number, length = piece.length, parent = piece.parent_id, "piece finished");
 }
 
 /// Checks a piece's content and writes the part of it that was asked for. Returns how much that was.
