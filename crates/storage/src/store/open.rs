@@ -1,0 +1,174 @@
+//! Opening: from files to tasks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::fs::{self, DirEntry, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use damselfly_core::{Kind, TaskId, TaskKey};
+use parking_lot::Mutex;
+
+use super::{Options, Shared, Store, remove_files};
+use crate::error::StoreError;
+use crate::layout::{KINDS, Layout, remove_if_there};
+use crate::ledger::Ledger;
+use crate::sidecar::{Loaded, SidecarFile};
+use crate::system::System;
+use crate::task::TaskContent;
+use crate::tombstone::Tombstones;
+
+/// Which of a task's files are there.
+#[derive(Debug, Default)]
+struct Found {
+    data: bool,
+    meta: bool,
+    fresh: bool,
+}
+
+impl Store {
+    pub(crate) fn open_on(options: Options, system: Arc<dyn System>) -> Result<Arc<Self>, StoreError> {
+        let layout = Layout::open(&options.dir)?;
+        if !options.keep {
+            layout.wipe()?;
+        }
+        let now = system.now();
+        let clean = layout.take_marker(now.boot)?;
+        let tombstones = Tombstones::load(&layout, &now)?;
+        let shared = Arc::new(Shared {
+            layout,
+            system,
+            ledger: Ledger::new(options.capacity),
+            boot: now.boot,
+            closed: AtomicBool::new(false),
+            scratches: AtomicU64::new(0),
+        });
+        let mut tasks = HashMap::new();
+        for kind in KINDS {
+            for (id, found) in scan(&shared.layout.kind_dir(kind), kind)? {
+                let key = TaskKey { kind, id };
+                if let Some(task) = load(&shared, &tombstones, &key, &found, clean)? {
+                    tasks.insert(key, task);
+                }
+            }
+        }
+        tracing::info!(
+            dir = %shared.layout.root().display(), tasks = tasks.len(), verified = clean, "opened the store"
+        );
+        Ok(Arc::new(Self { shared, options, tasks: Mutex::new(tasks), changing: Mutex::new(tombstones) }))
+    }
+}
+
+/// The directory's entries; none when it is not there.
+fn entries(dir: &Path) -> Result<Vec<DirEntry>, StoreError> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.collect::<io::Result<_>>().map_err(StoreError::at("cannot list", dir)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(StoreError::io("cannot list", dir, error)),
+    }
+}
+
+/// Everything that is named like a task's file and lies in its place. Other files are not ours.
+fn scan(dir: &Path, kind: Kind) -> Result<BTreeMap<TaskId, Found>, StoreError> {
+    let mut found: BTreeMap<TaskId, Found> = BTreeMap::new();
+    for prefix in entries(dir)? {
+        for entry in entries(&prefix.path())? {
+            let name = entry.file_name();
+            let Some((id, end)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+            let Ok(id) = TaskId::parse(id) else { continue };
+            if prefix.file_name() != OsStr::new(&id.as_str()[..3]) {
+                tracing::warn!(%kind, path = %entry.path().display(), "a file in a foreign place is left alone");
+                continue;
+            }
+            match end {
+                "data" => found.entry(id).or_default().data = true,
+                "meta" => found.entry(id).or_default().meta = true,
+                "fresh" => found.entry(id).or_default().fresh = true,
+                _ => {}
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// One task from its files; `None` when there is nothing to keep, and then the files are gone.
+fn load(
+    shared: &Arc<Shared>,
+    tombstones: &Tombstones,
+    key: &TaskKey,
+    found: &Found,
+    clean: bool,
+) -> Result<Option<Arc<TaskContent>>, StoreError> {
+    let paths = shared.layout.task(key);
+    if found.fresh {
+        remove_if_there(&paths.fresh)?;
+    }
+    let discard = |why: &str| {
+        tracing::warn!(task = %key, why, "removing what is left of a task");
+        remove_files(&*shared.system, &paths)?;
+        Ok(None)
+    };
+    let loaded = match (found.meta, found.data) {
+        (false, false) => return Ok(None),
+        (false, true) => return discard("content without a sidecar"),
+        (true, false) => return discard("a sidecar without content"),
+        (true, true) => match SidecarFile::load(&paths.meta, key) {
+            Ok(Some(loaded)) => loaded,
+            Ok(None) => return discard("the sidecar is damaged"),
+            Err(error @ StoreError::NewerFormat { .. }) => return Err(error),
+            Err(error) => {
+                tracing::warn!(task = %key, %error, "a task cannot be read and is left alone");
+                return Ok(None);
+            }
+        },
+    };
+    if tombstones.generation(key).is_some_and(|deleted| loaded.header.generation <= deleted) {
+        return discard("its deletion was interrupted");
+    }
+    let data = match File::open(&paths.data).and_then(|file| file.metadata()) {
+        Ok(data) => data,
+        Err(error) => {
+            tracing::warn!(task = %key, %error, "a task cannot be read and is left alone");
+            return Ok(None);
+        }
+    };
+    let Loaded { file, mut header, mut held, crcs } = loaded;
+    if header.linked.is_some_and(|linked| linked.inode != data.ino()) {
+        // The linked file was replaced and the sidecar could not say so any more.
+        header.linked = None;
+        held = damselfly_core::PieceSet::new(held.count());
+    }
+    let resize = |length: u64| {
+        let file = File::options().write(true).open(&paths.data);
+        file.and_then(|file| file.set_len(length)).map_err(StoreError::at("cannot size", &paths.data))
+    };
+    if header.geometry.is_none() && header.linked.is_none() && data.len() > 0 {
+        resize(0)?; // what a writer of unknown length left
+    }
+    if let Some(geometry) = header.geometry {
+        let beyond: Vec<u32> = held
+            .iter()
+            .filter(|&number| {
+                geometry.piece(number).is_none_or(|span| span.offset + span.length > data.len())
+            })
+            .collect();
+        if !beyond.is_empty() {
+            tracing::warn!(task = %key, pieces = beyond.len(), "the content file is too short for what it should hold");
+            beyond.into_iter().for_each(|number| {
+                held.remove(number);
+            });
+        }
+        if header.linked.is_none() && data.len() != geometry.content_length() {
+            resize(geometry.content_length())?;
+        }
+    }
+    let suspect = !clean || header.suspect;
+    let task = TaskContent::assemble(Arc::clone(shared), paths, file, header, held, crcs, suspect);
+    task.punch_missing(data.blocks().saturating_mul(512));
+    Ok(Some(task))
+}

@@ -1,0 +1,208 @@
+//! Content whose length is not known: written in order, in units of 4 MiB, and cut into pieces at its end.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use damselfly_core::geometry::MIN_PIECE_LENGTH;
+use damselfly_core::{Crc, Geometry};
+
+use super::guard::{Use, Using};
+use super::{MAX_PIECES, Pieces, TaskContent};
+use crate::copy::read_through;
+use crate::error::StoreError;
+
+/// Divides every derived piece length, so that the CRCs of units can be combined to those of pieces.
+const UNIT: u64 = MIN_PIECE_LENGTH;
+
+/// Writes content of unknown length. Dropped unfinished, it leaves nothing behind.
+#[derive(Debug)]
+pub struct UnitWriter {
+    using: Using,
+    generation: u64,
+    instance: u64,
+    file: Arc<File>,
+    position: u64,
+    unit: crc32fast::Hasher,
+    crcs: Vec<Crc>,
+    /// Bytes admitted for whole units, and those of them that no write has filled.
+    admitted: u64,
+    piece_length: Option<u64>,
+    /// The pieces are published and accounted for; nothing is to be undone.
+    finished: bool,
+}
+
+impl TaskContent {
+    /// Lends the whole content to one writer, as long as its length is not known.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when it is lent out already, or when the length is known: then write pieces.
+    pub fn unit_writer(self: &Arc<Self>) -> Result<UnitWriter, StoreError> {
+        self.forget_what_is_linked()?;
+        self.with_data(|inner, file| {
+            if inner.streaming || inner.header.geometry.is_some() {
+                return Err(StoreError::Busy { key: self.key.clone(), what: "the whole content".into() });
+            }
+            inner.streaming = true;
+            Ok(UnitWriter {
+                using: self.begin(Use::Write, inner),
+                generation: inner.header.generation,
+                instance: inner.instance,
+                file,
+                position: 0,
+                unit: crc32fast::Hasher::new(),
+                crcs: Vec::new(),
+                admitted: 0,
+                piece_length: None,
+                finished: false,
+            })
+        })
+    }
+}
+
+impl UnitWriter {
+    /// Cuts the content into pieces of `piece_length` bytes at its end, instead of the length every peer derives.
+    #[must_use]
+    pub fn with_piece_length(mut self, piece_length: u64) -> Self {
+        self.piece_length = Some(piece_length);
+        self
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.position
+    }
+
+    /// Writes the next bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`] when the next unit is not admitted, a full or failing disk. After an error only dropping
+    /// the writer makes sense.
+    pub fn append(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        let task = Arc::clone(self.using.task());
+        while !bytes.is_empty() {
+            let filled = self.position % UNIT;
+            if self.position == self.admitted {
+                task.admit(UNIT)?;
+                self.admitted += UNIT;
+            }
+            let room = usize::try_from(UNIT - filled).unwrap_or(usize::MAX).min(bytes.len());
+            let (head, rest) = bytes.split_at(room);
+            let written = task.shared.system.write_at(&self.file, head, self.position);
+            written.map_err(StoreError::at("cannot write", &task.paths.data))?;
+            self.unit.update(head);
+            self.position += head.len() as u64;
+            if self.position.is_multiple_of(UNIT) {
+                self.crcs.push(Crc(std::mem::take(&mut self.unit).finalize()));
+                task.shared.ledger.backed(UNIT);
+            }
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// The content ends here: fixes the geometry, writes all records and publishes all pieces.
+    ///
+    /// # Errors
+    /// When the length cannot be cut into pieces, the content changed meanwhile, or the disk fails.
+    pub fn finish(mut self) -> Result<(Geometry, Vec<Crc>), StoreError> {
+        let task = Arc::clone(self.using.task());
+        let last = self.position % UNIT;
+        if last > 0 {
+            self.crcs.push(Crc(std::mem::take(&mut self.unit).finalize()));
+        }
+        let geometry = match self.piece_length {
+            Some(piece_length) => Geometry::new(self.position, piece_length),
+            None => Geometry::derived(self.position),
+        };
+        let geometry = geometry.map_err(|source| StoreError::Geometry { key: task.key.clone(), source })?;
+        if geometry.piece_count() > MAX_PIECES {
+            let (key, count) = (task.key.clone(), geometry.piece_count());
+            return Err(StoreError::TooManyPieces { key, count, limit: MAX_PIECES });
+        }
+        let crcs = self.piece_crcs(geometry)?;
+        let mut io = task.io.lock();
+        let mut header = {
+            let inner = task.inner.lock();
+            task.same_content(&inner, self.generation, self.instance)?;
+            inner.header.clone()
+        };
+        let system = &*task.shared.system;
+        let size = || {
+            system.about_to("size content file")?;
+            self.file.set_len(self.position)
+        };
+        size().map_err(StoreError::at("cannot size", &task.paths.data))?;
+        header.geometry = Some(geometry);
+        header.updated = system.now().wall;
+        io.write_header(system, &header)?;
+        {
+            let mut inner = task.inner.lock();
+            inner.header = header;
+            inner.pieces = Pieces::new(geometry.piece_count());
+            inner.streaming = false;
+        }
+        io.write_held(system, &task.key, self.generation, 0, &crcs)?;
+        {
+            let mut inner = task.inner.lock();
+            inner.pieces.crcs.clone_from(&crcs);
+            for number in 0..geometry.piece_count() {
+                inner.pieces.published.insert(number);
+                inner.pieces.allocated.insert(number);
+            }
+            // What was admitted in whole units is exactly as long as the content now.
+            task.shared.ledger.release(self.admitted - self.position, self.admitted - self.backed());
+            self.finished = true;
+        }
+        drop(io);
+        task.announce();
+        Ok((geometry, crcs))
+    }
+
+    /// Bytes of full units.
+    fn backed(&self) -> u64 {
+        self.position - self.position % UNIT
+    }
+
+    fn piece_crcs(&self, geometry: Geometry) -> Result<Vec<Crc>, StoreError> {
+        let pieces = (0..geometry.piece_count()).filter_map(|number| geometry.piece(number));
+        if geometry.piece_length().is_multiple_of(UNIT) {
+            let per_piece = usize::try_from(geometry.piece_length() / UNIT).unwrap_or(usize::MAX);
+            let length = |unit: usize| UNIT.min(self.position - unit as u64 * UNIT);
+            return Ok((0..self.crcs.len())
+                .step_by(per_piece)
+                .map(|first| {
+                    let units = first..self.crcs.len().min(first.saturating_add(per_piece));
+                    units.fold(Crc(0), |crc, unit| crc.followed_by(self.crcs[unit], length(unit)))
+                })
+                .collect());
+        }
+        let read = |span: damselfly_core::PieceSpan| {
+            let mut hasher = crc32fast::Hasher::new();
+            read_through(&self.file, span.offset, span.length, |bytes| hasher.update(bytes))?;
+            Ok(Crc(hasher.finalize()))
+        };
+        let path = &self.using.task().paths.data;
+        pieces.map(read).collect::<std::io::Result<_>>().map_err(StoreError::at("cannot read", path))
+    }
+}
+
+impl Drop for UnitWriter {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        let task = self.using.task();
+        task.shared.ledger.release(self.admitted, self.admitted - self.backed());
+        // The file is this writer's alone until `streaming` is taken back.
+        if task.geometry().is_none()
+            && let Err(error) = self.file.set_len(0)
+        {
+            tracing::warn!(task = %task.key, %error, "cannot truncate an unfinished content");
+        }
+        let mut inner = task.inner.lock();
+        if inner.instance == self.instance {
+            inner.streaming = false;
+        }
+    }
+}
