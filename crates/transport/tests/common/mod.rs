@@ -1,5 +1,5 @@
 //! What the tests of lanes and servers share.
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
 use std::io::Write;
 use std::net::SocketAddr;

@@ -1,0 +1,26 @@
+//! The unix socket between the tools and the daemon.
+//!
+//! [`Listener`] binds it, tells gRPC connections from descriptor connections by their first four bytes, and learns
+//! who calls ([`Caller`]). [`PathAccess`] opens what a caller names with the caller's own rights. [`connect`] is the
+//! tools' side.
+
+mod access;
+mod act;
+mod bind;
+mod caller;
+mod client;
+mod listener;
+mod stream;
+
+pub use access::{OutputTarget, PathAccess, PathError, TempOutput};
+pub use act::{ActError, as_caller};
+pub use bind::{BindError, BindOptions};
+pub use caller::Caller;
+pub use client::{ConnectError, connect};
+pub use listener::{Connection, Incoming, Listener};
+pub use stream::LocalStream;
+
+/// The first bytes of a descriptor connection. HTTP/2 begins with `PRI `.
+pub const DESCRIPTOR_MAGIC: [u8; 4] = *b"DFFD";
+/// The first bytes of every HTTP/2 connection.
+pub const HTTP2_MAGIC: [u8; 4] = *b"PRI ";
