@@ -75,13 +75,13 @@ impl Download {
         }
     }
 
-    /// The parent that would be done first with a piece that nobody there is fetching yet. One attempt beyond the window
-    /// is allowed: the piece has waited long enough.
+    /// The parent that would be done first with a piece that was not asked for there yet. Its present window does not
+    /// count, only the widest: the piece has waited long enough.
     fn rescuer(&self, piece: u32) -> Option<PeerId> {
         if !self.room_for_one() {
             return None;
         }
-        self.parents_with_room(1)
+        self.parents_below(|_| self.config.window.1)
             .into_iter()
             .filter(|id| self.parents.get(id).is_some_and(|parent| parent.has.contains(piece)))
             .filter(|id| !self.asked(id, piece))
@@ -98,7 +98,7 @@ impl Download {
     pub(super) fn hedge(&mut self, idle: &[PeerId]) {
         for parent in idle {
             while self.room_for_one()
-                && self.parents_with_room(0).contains(parent)
+                && self.parents_with_room().contains(parent)
                 && let Some(piece) = self.latest_worth_doubling(parent)
             {
                 self.start_at(parent.clone(), piece, true);

@@ -109,6 +109,11 @@ impl Parent {
         if elapsed < shortest {
             return;
         }
+        if self.rate.is_none() && self.sampled_bytes == 0 {
+            // Dialling and asking take their round trips: that is distance, not rate.
+            self.sampled_at = now;
+            return;
+        }
         let seen = self.sampled_bytes as f64 / elapsed.as_secs_f64();
         self.rate = Some(self.rate.map_or(seen, |rate| rate + NEWNESS * (seen - rate)));
         (self.sampled_at, self.sampled_bytes) = (now, 0);

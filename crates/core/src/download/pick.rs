@@ -3,6 +3,7 @@
 //! Work is pulled: a parent whose window has room gets the rarest missing piece it has. Of several with room the one
 //! that would be done first is served first, so that the last few pieces do not go to the slowest.
 
+use super::parents::Parent;
 use super::{Download, Fetch};
 use crate::PeerId;
 
@@ -24,7 +25,7 @@ impl Download {
         let mut exhausted: Vec<PeerId> = Vec::new();
         while self.room_for_one() {
             let next = self
-                .parents_with_room(0)
+                .parents_with_room()
                 .into_iter()
                 .filter(|id| !exhausted.contains(id))
                 .min_by(|a, b| self.finish_of_one_more(a).total_cmp(&self.finish_of_one_more(b)));
@@ -57,13 +58,17 @@ impl Download {
     }
 
     /// Usable parents with room in their windows, in this peer's own order.
-    pub(super) fn parents_with_room(&self, beyond: usize) -> Vec<PeerId> {
+    pub(super) fn parents_with_room(&self) -> Vec<PeerId> {
         let piece_length = self.known.geometry.map_or(0, |geometry| geometry.piece_length());
+        self.parents_below(|parent| parent.window(&self.config, piece_length))
+    }
+
+    /// Usable parents with fewer attempts in flight than `most` says, in this peer's own order.
+    pub(super) fn parents_below(&self, most: impl Fn(&Parent) -> usize) -> Vec<PeerId> {
         let mut ids: Vec<PeerId> = self
             .parents
             .iter()
-            .filter(|(_, parent)| parent.is_usable())
-            .filter(|(id, parent)| self.live_at(id) < parent.window(&self.config, piece_length) + beyond)
+            .filter(|(id, parent)| parent.is_usable() && self.live_at(id) < most(parent))
             .map(|(id, _)| id.clone())
             .collect();
         if !ids.is_empty() {

@@ -1,0 +1,522 @@
+//! A Download machine under watch: after every step, everything it must never do is checked against what an observer of
+//! events and effects knows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use damselfly_core::download::{
+    AttemptId, Client, ClientId, Config, Download, Effect, Event, Facts, Failure, FailureKind, Fetch,
+    FromAttempt, FromParent, FromScheduler, HeadersId, Held, Learned, Lease, ParentInfo, Source, ToScheduler,
+};
+use damselfly_core::{Crc, Geometry, PeerId, RangeSpec, Tick};
+
+/// An attempt as an observer sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Running {
+    pub(crate) fetch: Fetch,
+    pub(crate) piece: Option<u32>,
+    pub(crate) parent: Option<PeerId>,
+    pub(crate) cancelled: bool,
+    pub(crate) done: bool,
+}
+
+pub(crate) struct Checker {
+    pub(crate) machine: Download,
+    pub(crate) config: Config,
+    pub(crate) now: Tick,
+    pub(crate) running: BTreeMap<AttemptId, Running>,
+    pub waiting: BTreeMap<ClientId, Client>,
+    pub(crate) ready: BTreeSet<ClientId>,
+    pub(crate) failed: BTreeMap<ClientId, damselfly_core::download::LostClient>,
+    pub(crate) held: BTreeSet<u32>,
+    pub(crate) geometry: Option<Geometry>,
+    pub(crate) generation: u64,
+    pub(crate) paused: bool,
+    pub(crate) finished: Option<damselfly_core::download::Outcome>,
+    pub(crate) watched: BTreeSet<PeerId>,
+    banned: BTreeSet<PeerId>,
+    known_parents: BTreeSet<PeerId>,
+    ledger: BTreeMap<u32, Crc>,
+    leases: BTreeMap<u64, (Lease, Tick)>,
+    /// Leave for everything: for ever, or until the scheduler's next answer.
+    granted: bool,
+    assumed: bool,
+    ours: bool,
+    open: bool,
+    registered: bool,
+    last_answer: Tick,
+    answers: u32,
+    last_progress: Tick,
+}
+
+pub(crate) fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+impl Checker {
+    pub(crate) fn new(config: Config, held: Held) -> Self {
+        let now = Tick(1_000_000);
+        Self {
+            held: held.pieces.iter().collect(),
+            geometry: held.geometry,
+            generation: held.generation,
+            paused: held.paused,
+            ours: !config.foreign_scheduler,
+            machine: Download::new(config.clone(), held, now),
+            config,
+            now,
+            running: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            finished: None,
+            watched: BTreeSet::new(),
+            banned: BTreeSet::new(),
+            known_parents: BTreeSet::new(),
+            ledger: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            granted: false,
+            assumed: false,
+            open: false,
+            registered: false,
+            last_answer: now,
+            answers: 0,
+            last_progress: now,
+        }
+    }
+
+    /// Lets time pass without an event.
+    pub(crate) fn advance(&mut self, by: Duration) {
+        self.now += by;
+    }
+
+    pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
+        self.observe(&event);
+        let effects = self.machine.step(event, self.now);
+        assert!(self.finished.is_none() || effects.is_empty(), "{effects:?} after the end");
+        for effect in &effects {
+            self.check(effect);
+        }
+        self.check_state();
+        effects
+    }
+
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Join(client) if self.finished.is_none() => {
+                if !self.waiting.contains_key(&client.id) {
+                    self.waiting.insert(client.id, client.clone());
+                    self.last_progress = self.now;
+                }
+            }
+            Event::Leave(id) => drop(self.waiting.remove(id)),
+            Event::Pause => self.paused = true,
+            Event::Resume => {
+                self.paused = false;
+                self.last_progress = self.now;
+            }
+            Event::Scheduler(message) if self.registered => self.observe_scheduler(message),
+            Event::Parent(parent, FromParent::Ended | FromParent::Lost(_)) => {
+                self.watched.remove(parent);
+            }
+            Event::Attempt(id, message) => self.observe_attempt(*id, message),
+            Event::Tick { progress } => {
+                if progress.iter().any(|(id, _)| self.running.contains_key(id)) {
+                    self.last_progress = self.now;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn observe_scheduler(&mut self, message: &FromScheduler) {
+        let mut answer = || {
+            self.open = true;
+            self.assumed = false;
+            self.last_answer = self.now;
+            self.answers += 1;
+        };
+        match message {
+            FromScheduler::Connected { ours } => {
+                (self.open, self.ours) = (true, *ours);
+                let now = self.now;
+                self.leases.values_mut().for_each(|(lease, until)| *until = now + lease.silence);
+            }
+            FromScheduler::Empty => answer(),
+            FromScheduler::Parents(list) => {
+                answer();
+                self.known_parents.extend(list.iter().map(|info| info.id.clone()));
+            }
+            FromScheduler::BackToSource(None) => {
+                answer();
+                self.granted = true;
+            }
+            FromScheduler::BackToSource(Some(lease)) => {
+                answer();
+                self.leases.insert(lease.id, (lease.clone(), self.now + lease.silence));
+            }
+            FromScheduler::Facts(_) => answer(),
+            FromScheduler::Refused(_) | FromScheduler::Absent => {
+                self.assumed = true;
+                (self.open, self.registered) = (false, false);
+            }
+            FromScheduler::Lost(_) => {
+                // Dragonfly's daemons go to the origin when the stream breaks.
+                self.assumed |= !self.ours;
+                (self.open, self.registered) = (false, false);
+            }
+        }
+    }
+
+    fn observe_attempt(&mut self, id: AttemptId, message: &FromAttempt) {
+        let Some(running) = self.running.get_mut(&id) else { return };
+        match message {
+            FromAttempt::Stored { piece, .. } => {
+                if running.piece == Some(*piece) {
+                    running.done = true;
+                }
+                self.last_progress = self.now;
+            }
+            FromAttempt::Over(result) => {
+                let running = self.running.remove(&id).unwrap();
+                if let (Err(Failure { kind: FailureKind::Wrong, .. }), Some(parent), false) =
+                    (result, running.parent, running.cancelled)
+                {
+                    self.banned.insert(parent);
+                }
+            }
+            FromAttempt::Learned(learned) => {
+                self.last_progress = self.now;
+                let streams = learned.content_length.is_none() || learned.ranges == Some(false);
+                if streams && matches!(running.fetch, Fetch::OriginFirst { .. }) {
+                    running.piece = None;
+                }
+            }
+            FromAttempt::Ended { .. } => running.done = true,
+        }
+    }
+
+    fn check(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Fetch(id, fetch) => self.check_fetch(*id, fetch),
+            Effect::Cancel(id) => {
+                let running = self.running.get_mut(id).unwrap_or_else(|| panic!("cancels unknown {id:?}"));
+                assert!(!running.cancelled, "cancels {id:?} twice");
+                running.cancelled = true;
+            }
+            Effect::Verified { piece, .. } => {
+                assert!(self.held.insert(*piece), "piece {piece} verified twice");
+                self.last_progress = self.now;
+            }
+            Effect::Invalidate(piece) => {
+                self.held.remove(piece);
+            }
+            Effect::NewGeneration(generation) => {
+                assert!(self.running.is_empty(), "a new generation while {:?} run", self.running);
+                assert_eq!(*generation, self.generation + 1);
+                self.generation = *generation;
+                self.held.clear();
+                self.geometry = None;
+                self.ledger.clear();
+                self.last_progress = self.now;
+            }
+            Effect::Learn(learned) => {
+                let length = learned.content_length.unwrap();
+                self.geometry = Some(Geometry::new(length, learned.piece_length).unwrap());
+            }
+            Effect::ClientReady(id, range) => {
+                let client = self.waiting.remove(id).unwrap_or_else(|| panic!("{id:?} does not wait"));
+                let geometry = self.geometry.expect("ready without geometry");
+                assert_eq!(client.range.resolve(geometry.content_length()), Ok(*range));
+                for piece in geometry.pieces_of(*range) {
+                    assert!(self.held.contains(&piece), "{id:?} is ready without piece {piece}");
+                }
+                self.ready.insert(*id);
+            }
+            Effect::ClientFailed(id, why) => {
+                assert!(self.waiting.remove(id).is_some(), "{id:?} does not wait");
+                self.failed.insert(*id, why.clone());
+            }
+            Effect::Finish(outcome) => {
+                assert!(self.waiting.is_empty() && self.running.is_empty(), "finishes early");
+                assert!(self.watched.is_empty(), "watches {:?} after the end", self.watched);
+                self.finished = Some(outcome.clone());
+            }
+            Effect::Register { .. } => {
+                assert!(!self.registered && !self.paused, "registers twice");
+                if self.answers == 0 || self.open {
+                    self.last_answer = self.last_answer.max(self.now);
+                }
+                self.registered = true;
+            }
+            Effect::Tell(message) => {
+                assert!(self.open, "tells {message:?} to nobody");
+                self.check_tell(message);
+            }
+            Effect::Watch(parent) => {
+                assert!(!self.banned.contains(parent), "watches banned {parent}");
+                assert!(self.watched.insert(parent.clone()), "watches {parent} twice");
+            }
+            Effect::Unwatch(parent) => assert!(self.watched.remove(parent), "{parent} is not watched"),
+        }
+    }
+
+    fn check_tell(&mut self, message: &ToScheduler) {
+        match message {
+            ToScheduler::Release(id) => drop(self.leases.remove(id)),
+            ToScheduler::PieceFailed { parent, .. } => drop(self.banned.insert(parent.clone())),
+            ToScheduler::PieceFinished { .. } => {
+                let now = self.now;
+                self.leases.values_mut().for_each(|(lease, until)| *until = now + lease.silence);
+            }
+            _ => {}
+        }
+    }
+
+    fn check_fetch(&mut self, id: AttemptId, fetch: &Fetch) {
+        assert!(!self.paused, "{fetch:?} while paused");
+        assert!(!self.running.contains_key(&id), "{id:?} used twice");
+        let (piece, parent) = match fetch {
+            Fetch::Piece { piece, parent, crc, .. } => {
+                assert!(self.known_parents.contains(parent) && !self.banned.contains(parent), "{fetch:?}");
+                assert_eq!(*crc, self.ledger.get(piece).copied(), "{fetch:?}");
+                (Some(*piece), Some(parent.clone()))
+            }
+            Fetch::OriginPiece { piece, .. } => (Some(*piece), None),
+            Fetch::OriginFirst { first_piece, .. } => (first_piece.then_some(0), None),
+            Fetch::OriginStream { .. } => (None, None),
+        };
+        if let Fetch::OriginPiece { headers, .. }
+        | Fetch::OriginFirst { headers, .. }
+        | Fetch::OriginStream { headers } = fetch
+        {
+            self.check_leave(fetch, *headers, piece);
+        }
+        if let Some(piece) = piece {
+            assert!(!self.held.contains(&piece), "fetches held piece {piece}");
+            let others =
+                self.running.values().filter(|other| other.piece == Some(piece) && !other.done).count();
+            assert!(others < 2, "a third attempt at piece {piece}");
+            let hedge =
+                matches!(fetch, Fetch::Piece { hedge: true, .. } | Fetch::OriginPiece { hedge: true, .. });
+            assert_eq!(hedge, others == 1, "{fetch:?} beside {others} others");
+        }
+        let live = |from_parent: bool| {
+            let live = self.running.values().filter(|other| !other.cancelled && !other.done);
+            live.filter(|other| other.parent.is_some() == from_parent).count()
+        };
+        if let Some(parent) = &parent {
+            assert!(live(true) < 2 * self.config.max_in_flight, "too many in flight");
+            let here = self
+                .running
+                .values()
+                .filter(|other| !other.cancelled && !other.done && other.parent.as_ref() == Some(parent));
+            assert!(here.count() <= self.config.window.1, "too many in flight at {parent}");
+        } else {
+            assert!(live(false) < self.config.origin_window, "too many in flight at the origin");
+            let streams =
+                |fetch: &Fetch| matches!(fetch, Fetch::OriginStream { .. } | Fetch::OriginFirst { .. });
+            assert!(!streams(fetch) || live(false) == 0, "{fetch:?} beside another");
+        }
+        self.running
+            .insert(id, Running { fetch: fetch.clone(), piece, parent, cancelled: false, done: false });
+    }
+
+    fn check_leave(&self, fetch: &Fetch, headers: HeadersId, piece: Option<u32>) {
+        assert!(self.config.uses_origin, "{fetch:?} although there is no origin");
+        let allowed = |client: &Client| client.headers == headers && client.may_use_origin;
+        assert!(self.waiting.values().any(allowed), "{fetch:?} with nobody's headers");
+        let measured = self.config.foreign_scheduler && !self.registered;
+        let silent = self.now.since(self.last_answer) >= self.config.answer_deadline
+            && !(self.open && self.answers > 0);
+        let desperate = self.now.since(self.last_progress) >= self.config.desperate_after;
+        let exhausted = !self.ours && self.answers >= self.config.max_schedule_count;
+        if self.granted || self.assumed || silent || desperate || exhausted || measured {
+            return;
+        }
+        let live = || self.leases.values().filter(|(_, until)| *until > self.now).map(|(lease, _)| lease);
+        match piece {
+            Some(piece) => {
+                let covered = live().any(|lease| lease.ranges.iter().any(|range| range.contains(&piece)));
+                assert!(covered, "{fetch:?} without leave");
+            }
+            None => assert!(live().next().is_some(), "{fetch:?} without leave"),
+        }
+    }
+
+    fn check_state(&mut self) {
+        let machine_waits: BTreeSet<ClientId> = self.machine.clients().map(|client| client.id).collect();
+        if self.finished.is_some() {
+            assert_eq!(self.machine.deadline(), None);
+            assert!(self.machine.is_finished());
+            return;
+        }
+        assert_eq!(machine_waits, self.waiting.keys().copied().collect(), "clients differ");
+        assert_eq!(self.machine.held().iter().collect::<BTreeSet<_>>(), self.held, "held pieces differ");
+        match self.machine.deadline() {
+            Some(at) => assert!(at > self.now, "deadline in the past"),
+            None => {
+                assert!(self.running.is_empty(), "no tick although {:?} run", self.running);
+                assert!(
+                    self.waiting.is_empty() || self.paused,
+                    "waits for nothing: {}",
+                    self.machine.situation()
+                );
+            }
+        }
+    }
+
+    /// The ledger as the scheduler is about to tell it: fetches must carry it.
+    pub(crate) fn tell_ledger(&mut self, first: u32, crcs: Vec<Crc>) -> Vec<Effect> {
+        let count = self.geometry.map_or(u32::MAX, |geometry| geometry.piece_count());
+        if self.registered {
+            for (piece, crc) in (first..).zip(&crcs).filter(|(piece, _)| *piece < count) {
+                self.ledger.insert(piece, *crc);
+            }
+        }
+        self.step(Event::Scheduler(FromScheduler::Facts(Facts { learned: None, first, crcs })))
+    }
+
+    // Shorthands for scenarios.
+
+    pub(crate) fn join(&mut self, id: u64) -> Vec<Effect> {
+        self.step(Event::Join(client(id)))
+    }
+
+    pub(crate) fn scheduler(&mut self, message: FromScheduler) -> Vec<Effect> {
+        self.step(Event::Scheduler(message))
+    }
+
+    pub(crate) fn parents(&mut self, list: &[(&str, bool)]) -> Vec<Effect> {
+        let info = |&(id, complete): &(&str, bool)| ParentInfo { id: id.into(), ours: true, complete };
+        self.scheduler(FromScheduler::Parents(list.iter().map(info).collect()))
+    }
+
+    pub(crate) fn has(&mut self, parent: &str, pieces: &[u32]) -> Vec<Effect> {
+        self.step(Event::Parent(parent.into(), FromParent::Has(pieces.to_vec())))
+    }
+
+    pub(crate) fn tick(&mut self, after: Duration, progress: &[(AttemptId, u64)]) -> Vec<Effect> {
+        self.advance(after);
+        self.step(Event::Tick { progress: progress.to_vec() })
+    }
+
+    /// Stores the attempt's piece and ends it.
+    pub(crate) fn deliver(&mut self, id: AttemptId) -> Vec<Effect> {
+        let piece = self.running[&id].piece.unwrap();
+        let mut effects = self.stored(id, piece, crc_of(piece));
+        effects.extend(self.over(id));
+        effects
+    }
+
+    pub(crate) fn stored(&mut self, id: AttemptId, piece: u32, crc: Crc) -> Vec<Effect> {
+        self.step(Event::Attempt(id, FromAttempt::Stored { piece, crc, cost: ms(10) }))
+    }
+
+    pub(crate) fn over(&mut self, id: AttemptId) -> Vec<Effect> {
+        self.step(Event::Attempt(id, FromAttempt::Over(Ok(()))))
+    }
+
+    pub(crate) fn fail(&mut self, id: AttemptId, kind: FailureKind) -> Vec<Effect> {
+        self.step(Event::Attempt(id, FromAttempt::Over(Err(failure(kind)))))
+    }
+
+    pub(crate) fn learn(&mut self, id: AttemptId, learned: Learned) -> Vec<Effect> {
+        self.step(Event::Attempt(id, FromAttempt::Learned(learned)))
+    }
+
+    /// Ends every cancelled attempt, as a shell does.
+    pub(crate) fn reap(&mut self) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        while let Some(id) = self.running.iter().find(|(_, running)| running.cancelled).map(|(&id, _)| id) {
+            effects.extend(self.fail(id, FailureKind::Cancelled));
+        }
+        effects
+    }
+
+    /// Attempts that are neither cancelled nor done.
+    pub(crate) fn live(&self) -> Vec<AttemptId> {
+        let live = self.running.iter().filter(|(_, running)| !running.cancelled && !running.done);
+        live.map(|(&id, _)| id).collect()
+    }
+
+    /// The live attempts at a parent and their pieces.
+    pub(crate) fn at(&self, parent: &str) -> Vec<(AttemptId, u32)> {
+        let live = self.live().into_iter();
+        live.filter(|id| self.running[id].parent.as_ref().is_some_and(|at| at.as_str() == parent))
+            .map(|id| (id, self.running[&id].piece.unwrap()))
+            .collect()
+    }
+
+    /// The live attempts at the origin.
+    pub(crate) fn at_origin(&self) -> Vec<(AttemptId, Option<u32>)> {
+        let live = self.live().into_iter();
+        live.filter(|id| self.running[id].parent.is_none()).map(|id| (id, self.running[&id].piece)).collect()
+    }
+}
+
+pub(crate) const PIECE: u64 = 4 << 20;
+
+pub(crate) fn client(id: u64) -> Client {
+    Client {
+        id: ClientId(id),
+        range: RangeSpec::Whole,
+        headers: HeadersId(1),
+        may_use_origin: true,
+        deadline: None,
+    }
+}
+
+pub(crate) fn crc_of(piece: u32) -> Crc {
+    Crc(piece.wrapping_mul(2_654_435_761) ^ 0x5bd1_e995)
+}
+
+pub(crate) fn failure(kind: FailureKind) -> Failure {
+    Failure { message: format!("{kind:?}"), kind, status: None, headers: BTreeMap::new() }
+}
+
+pub(crate) fn learned(pieces: u32) -> Learned {
+    Learned {
+        content_length: Some(u64::from(pieces) * PIECE),
+        piece_length: PIECE,
+        ranges: Some(true),
+        ..Learned::default()
+    }
+}
+
+pub(crate) fn facts(pieces: u32) -> FromScheduler {
+    FromScheduler::Facts(Facts {
+        learned: Some(Learned { ranges: None, ..learned(pieces) }),
+        ..Facts::default()
+    })
+}
+
+pub(crate) fn lease(id: u64, range: std::ops::Range<u32>) -> FromScheduler {
+    FromScheduler::BackToSource(Some(Lease {
+        id,
+        ranges: vec![range],
+        silence: Duration::from_secs(10),
+        generation: 0,
+    }))
+}
+
+/// Where the verified pieces came from.
+pub(crate) fn sources(effects: &[Effect]) -> Vec<(u32, Source)> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Verified { piece, source, .. } => Some((*piece, source.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+pub(crate) fn told(effects: &[Effect]) -> Vec<ToScheduler> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Tell(message) => Some(message.clone()),
+            _ => None,
+        })
+        .collect()
+}
