@@ -13,6 +13,7 @@ mod section;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod unbuilt;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -1,1 +1,27 @@
-//! The actor runtime: supervision tree, task engine, daemon assembly.
+//! The actor runtime of Damselfly: the supervision tree, the task engine and the daemon's assembly.
+//!
+//! Start reading at [`daemon`] (how the tree is put together), [`task`] (the supervisor that performs what the Download
+//! machine decides) and [`task::fetch`] (the way of a piece's bytes).
+
+pub mod clock;
+pub mod config;
+pub mod connections;
+pub mod daemon;
+pub mod engine;
+mod holdings;
+mod host;
+pub mod kit;
+pub mod listeners;
+pub mod live;
+pub mod local;
+pub mod metrics;
+mod orders;
+pub mod output;
+pub mod progress;
+mod receipts;
+pub mod request;
+mod socket;
+pub mod stream;
+pub mod task;
+pub mod tasks;
+pub mod upload;

@@ -1,0 +1,131 @@
+//! What all actors of one daemon share.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use damselfly_api::common::v2::Download;
+use damselfly_core::Kind;
+use damselfly_core::download::Config as MachineConfig;
+use damselfly_core::{HostId, PeerId};
+use damselfly_scheduler_client::{Action, Cluster, Subject};
+use damselfly_source::Origin;
+use damselfly_storage::Store;
+use damselfly_transport::{BufferPool, TokenBucket};
+use tonic::Status;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::connections::ConnectionsMsg;
+use crate::holdings::StoreHoldings;
+use crate::kit::{Address, Board, Faults};
+use crate::live::Live;
+use crate::metrics::Metrics;
+use crate::receipts::Receipts;
+use crate::tasks::TasksMsg;
+use crate::upload::Uploads;
+
+/// Who this host is to others.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// `<ip>-<hostname>`, seeds with `-seed`.
+    pub host_id: HostId,
+    /// The name others see; with the port added when a default port was taken.
+    pub hostname: String,
+    /// The announced address.
+    pub ip: IpAddr,
+    /// Whether this host is a seed.
+    pub seed: bool,
+    /// Drawn at every start.
+    pub incarnation: u64,
+}
+
+impl Identity {
+    /// A new peer id: one per download.
+    #[must_use]
+    pub fn new_peer(&self) -> PeerId {
+        let suffix = if self.seed { "-seed" } else { "" };
+        format!("{}-{}-{}{suffix}", self.ip, self.hostname, uuid::Uuid::new_v4()).into()
+    }
+}
+
+impl Engine {
+    /// Whether dynconfig's block list lets a download through.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED in Dragonfly's words.
+    pub fn check_blocked(&self, download: &Download) -> Result<(), Status> {
+        let subject = Subject {
+            application: download.application.as_deref().unwrap_or_default(),
+            url: &download.url,
+            tag: download.tag.as_deref().unwrap_or_default(),
+            priority: Some(download.priority),
+        };
+        let checked = self.cluster.block_list().check(Kind::Standard, Action::Download, &subject);
+        checked.map_err(|_| Status::permission_denied("download rejected by blocklist policy"))
+    }
+}
+
+/// The daemon-wide speed limits.
+#[derive(Debug)]
+pub struct Limits {
+    /// From peers and origins together.
+    pub download: TokenBucket,
+    /// From origins, on top.
+    pub origin: TokenBucket,
+    /// To children.
+    pub upload: Arc<TokenBucket>,
+}
+
+/// Where the daemon can be reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// Vortex over TCP.
+    pub vortex: SocketAddr,
+    /// `/healthy`.
+    pub health: SocketAddr,
+    /// `/metrics`.
+    pub metrics: SocketAddr,
+}
+
+/// The parts every actor of one daemon shares. Immutable; what changes inside has its own lock.
+#[derive(Debug)]
+pub struct Engine {
+    /// Who this host is.
+    pub identity: Identity,
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// What a task's machine is tuned with.
+    pub machine: MachineConfig,
+    /// The clock.
+    pub clock: Clock,
+    /// The store.
+    pub store: Arc<Store>,
+    /// What of it schedulers of ours are told.
+    pub holdings: Arc<StoreHoldings>,
+    /// Origins.
+    pub origin: Origin,
+    /// Schedulers.
+    pub cluster: Arc<Cluster>,
+    /// Connections to other hosts.
+    pub connections: Address<ConnectionsMsg>,
+    /// The registry of tasks.
+    pub tasks: Address<TasksMsg>,
+    /// Receive buffers, under the byte budget.
+    pub buffers: BufferPool,
+    /// Speed limits.
+    pub limits: Limits,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Running tasks.
+    pub live: Live,
+    /// Pieces on their way to children.
+    pub uploads: Uploads,
+    /// Receipts of recent downloads.
+    pub receipts: Receipts,
+    /// Live actors.
+    pub board: Board,
+    /// For tests.
+    pub faults: Faults,
+}

@@ -1,0 +1,98 @@
+//! The board on which actors show what they are doing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// One actor's line on the board.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Where the actor hangs in the supervision tree: names joined by `/`.
+    pub path: String,
+    /// What it is doing, in a few words.
+    pub state: String,
+}
+
+#[derive(Debug, Default)]
+struct Seats {
+    next: u64,
+    taken: BTreeMap<u64, Snapshot>,
+}
+
+/// Every live actor of one daemon, with the state it last published. Reading it never waits for a mailbox.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<Mutex<Seats>>);
+
+impl Board {
+    /// Takes a seat for an actor; dropping the seat leaves the board, however the actor ends.
+    #[must_use]
+    pub fn sit(&self, path: impl Into<String>) -> Seat {
+        let mut seats = self.0.lock();
+        let number = seats.next;
+        seats.next += 1;
+        let snapshot = Snapshot { path: path.into(), state: String::new() };
+        seats.taken.insert(number, snapshot);
+        Seat { board: self.clone(), number }
+    }
+
+    /// All live actors, ordered by path.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<Snapshot> {
+        let mut all: Vec<_> = self.0.lock().taken.values().cloned().collect();
+        all.sort_by(|a, b| a.path.cmp(&b.path));
+        all
+    }
+
+    /// How many actors live.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.lock().taken.len()
+    }
+
+    /// Whether no actor lives.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// An actor's place on the board.
+#[derive(Debug)]
+pub struct Seat {
+    board: Board,
+    number: u64,
+}
+
+impl Seat {
+    /// Publishes what the actor is doing now.
+    pub fn show(&self, state: impl Into<String>) {
+        if let Some(snapshot) = self.board.0.lock().taken.get_mut(&self.number) {
+            snapshot.state = state.into();
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.board.0.lock().taken.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_seat_leaves_the_board() {
+        let board = Board::default();
+        let a = board.sit("daemon/b");
+        let b = board.sit("daemon/a");
+        a.show("busy");
+        assert_eq!(board.snapshot()[1], Snapshot { path: "daemon/b".into(), state: "busy".into() });
+        drop(a);
+        assert_eq!(board.len(), 1);
+        drop(b);
+        assert!(board.is_empty());
+    }
+}

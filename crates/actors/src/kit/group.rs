@@ -1,0 +1,310 @@
+//! Children that are restarted with backoff.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::{Board, Faults, Seat, cell_of};
+
+/// A child that lived this long before it failed starts its backoff anew.
+const CALM: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a group waits for its children when it stops.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+type Start = Arc<dyn Fn(ActorCell) -> BoxFuture<'static, Result<ActorCell, SpawnErr>> + Send + Sync>;
+
+/// One child of a [`Group`]: its name and how to start it, the first time and every other.
+#[derive(Clone)]
+pub struct Child {
+    name: String,
+    start: Start,
+}
+
+impl Child {
+    /// `start` spawns the actor linked to the cell it is given and moves it into its address, if it has one.
+    pub fn new<F, Fut>(name: impl Into<String>, start: F) -> Self
+    where
+        F: Fn(ActorCell) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<ActorCell, SpawnErr>> + Send + 'static,
+    {
+        Self { name: name.into(), start: Arc::new(move |parent| Box::pin(start(parent))) }
+    }
+
+    /// A service that is a long-running future and nothing else.
+    pub fn service(args: ServiceArgs) -> Self {
+        Self::new(args.name, move |parent| {
+            let args = args.clone();
+            async move { Ok(Actor::spawn_linked(None, Service, args, parent).await?.0.get_cell()) }
+        })
+    }
+}
+
+impl fmt::Debug for Child {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Child({})", self.name)
+    }
+}
+
+/// Keeps its children running: a child that panics or fails is started again after a pause that doubles.
+#[derive(Debug)]
+pub struct Group;
+
+/// What a group needs to start.
+#[derive(Debug)]
+pub struct GroupArgs {
+    /// Its place in the tree.
+    pub path: String,
+    /// Started in this order.
+    pub children: Vec<Child>,
+    /// Where it shows itself.
+    pub board: Board,
+    /// For tests.
+    pub faults: Faults,
+    /// Cancelled before the children are stopped, so that services return.
+    pub stop: CancellationToken,
+}
+
+/// A group's messages.
+#[derive(Debug)]
+pub enum GroupMsg {
+    /// Start the child of this index (again).
+    Start(usize),
+    /// Does nothing but pass the fault point; tests use it.
+    Poke,
+}
+
+struct Running {
+    child: Child,
+    cell: Option<ActorCell>,
+    since: Instant,
+    pause: Duration,
+}
+
+/// A group's state.
+pub struct GroupState {
+    args: GroupArgs,
+    running: Vec<Running>,
+    seat: Seat,
+}
+
+impl Actor for Group {
+    type Msg = GroupMsg;
+    type State = GroupState;
+    type Arguments = GroupArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<GroupMsg>,
+        mut args: GroupArgs,
+    ) -> Result<GroupState, ActorProcessingErr> {
+        let seat = args.board.sit(&args.path);
+        let mut running = Vec::new();
+        for child in std::mem::take(&mut args.children) {
+            let cell = Some((child.start)(myself.get_cell()).await?);
+            running.push(Running { child, cell, since: Instant::now(), pause: FIRST_PAUSE });
+        }
+        Ok(GroupState { args, running, seat })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<GroupMsg>,
+        message: GroupMsg,
+        state: &mut GroupState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.args.faults.point("group");
+        let GroupMsg::Start(index) = message else { return Ok(()) };
+        let Some(running) = state.running.get_mut(index) else { return Ok(()) };
+        match (running.child.start)(myself.get_cell()).await {
+            Ok(cell) => (running.cell, running.since) = (Some(cell), Instant::now()),
+            Err(why) => {
+                error!(actor = %state.args.path, child = %running.child.name, %why, "restart failed");
+                running.pause = (running.pause * 2).min(LAST_PAUSE);
+                drop(myself.send_after(running.pause, move || GroupMsg::Start(index)));
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<GroupMsg>,
+        event: SupervisionEvent,
+        state: &mut GroupState,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(id) = cell_of(&event) else { return Ok(()) };
+        let found =
+            state.running.iter().position(|r| r.cell.as_ref().is_some_and(|cell| cell.get_id() == id));
+        let Some(index) = found else { return Ok(()) };
+        let running = &mut state.running[index];
+        running.cell = None;
+        if let SupervisionEvent::ActorFailed(_, why) = event {
+            if running.since.elapsed() > CALM {
+                running.pause = FIRST_PAUSE;
+            }
+            warn!(actor = %state.args.path, child = %running.child.name, %why, pause = ?running.pause, "child failed, restarting");
+            state.seat.show(format!("restarting {}", running.child.name));
+            drop(myself.send_after(running.pause, move || GroupMsg::Start(index)));
+            running.pause = (running.pause * 2).min(LAST_PAUSE);
+        }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        myself: ActorRef<GroupMsg>,
+        state: &mut GroupState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.args.stop.cancel();
+        myself.stop_children_and_wait(None, Some(STOP_DEADLINE)).await;
+        Ok(())
+    }
+}
+
+type Run = Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// An actor that is one long-running future: a listener, an announcer.
+#[derive(Debug)]
+pub struct Service;
+
+/// What a service needs to start.
+#[derive(Clone)]
+pub struct ServiceArgs {
+    /// Its kind, for faults and errors.
+    pub name: &'static str,
+    /// Its place in the tree.
+    pub path: String,
+    /// Where it shows itself.
+    pub board: Board,
+    /// For tests: the service panics when its kind is armed and it is started or woken.
+    pub faults: Faults,
+    /// Cancelled when the service is to return.
+    pub stop: CancellationToken,
+    /// The future. Returning an error, or panicking, has it started again; returning `Ok` ends it.
+    pub run: Run,
+}
+
+impl ServiceArgs {
+    /// Wraps an async function as a service's future.
+    pub fn run<F, Fut>(run: F) -> Run
+    where
+        F: Fn(CancellationToken) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        Arc::new(move |stop| Box::pin(run(stop)))
+    }
+}
+
+impl fmt::Debug for ServiceArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ServiceArgs({})", self.path)
+    }
+}
+
+impl Actor for Service {
+    type Msg = ();
+    type State = (ServiceArgs, Seat);
+    type Arguments = ServiceArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<()>,
+        args: ServiceArgs,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let seat = args.board.sit(&args.path);
+        myself.cast(())?;
+        Ok((args, seat))
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<()>,
+        (): (),
+        (args, seat): &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        seat.show("running");
+        let armed = async {
+            // Tests arm a running service; nothing else completes this.
+            let faults = args.faults.clone();
+            faults.wait(args.name).await;
+            faults.point(args.name);
+        };
+        tokio::select! {
+            result = (args.run)(args.stop.clone()) => result?,
+            () = armed => {}
+        }
+        myself.stop(None);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    fn group(children: Vec<Child>, faults: &Faults, stop: &CancellationToken) -> GroupArgs {
+        GroupArgs {
+            path: "test".to_owned(),
+            children,
+            board: Board::default(),
+            faults: faults.clone(),
+            stop: stop.clone(),
+        }
+    }
+
+    fn counting(faults: &Faults, stop: &CancellationToken, starts: &Arc<AtomicU32>) -> Child {
+        let starts = Arc::clone(starts);
+        Child::service(ServiceArgs {
+            name: "counted",
+            path: "test/counted".to_owned(),
+            board: Board::default(),
+            faults: faults.clone(),
+            stop: stop.clone(),
+            run: ServiceArgs::run(move |stop| {
+                starts.fetch_add(1, Ordering::SeqCst);
+                async move {
+                    stop.cancelled().await;
+                    Ok(())
+                }
+            }),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_panics_is_started_again_and_the_group_lives() {
+        let (faults, stop, starts) =
+            (Faults::armable(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+        let args = group(vec![counting(&faults, &stop, &starts)], &faults, &stop);
+        let (root, ended) = Actor::spawn(None, Group, args).await.unwrap();
+        for round in 1..4 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert_eq!(starts.load(Ordering::SeqCst), round);
+            faults.arm("counted", 1);
+        }
+        root.stop(None);
+        ended.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopping_group_stops_its_services() {
+        let (faults, stop, starts) =
+            (Faults::default(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+        let args = group(vec![counting(&faults, &stop, &starts)], &faults, &stop);
+        let board = args.board.clone();
+        let (root, ended) = Actor::spawn(None, Group, args).await.unwrap();
+        root.stop(None);
+        ended.await.unwrap();
+        assert!(board.is_empty());
+        assert!(stop.is_cancelled());
+    }
+}

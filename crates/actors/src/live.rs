@@ -1,0 +1,72 @@
+//! The tasks that run right now, readable without asking anybody.
+
+use std::collections::HashMap;
+
+use damselfly_core::{PeerId, TaskKey};
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+
+use crate::task::TaskView;
+
+#[derive(Debug)]
+struct Running {
+    peer: PeerId,
+    view: TaskView,
+    over: CancellationToken,
+}
+
+/// One entry per live supervisor: what it shows, and a token that is cancelled when it ends.
+#[derive(Debug, Default)]
+pub struct Live(RwLock<HashMap<TaskKey, Running>>);
+
+impl Live {
+    /// A supervisor starts, as `peer`.
+    pub fn insert(&self, key: &TaskKey, peer: &PeerId) {
+        let running =
+            Running { peer: peer.clone(), view: TaskView::default(), over: CancellationToken::new() };
+        if let Some(former) = self.0.write().insert(key.clone(), running) {
+            former.over.cancel();
+        }
+    }
+
+    /// A supervisor ends; nothing happens if another one runs as another peer already.
+    pub fn remove(&self, key: &TaskKey, peer: &PeerId) {
+        let mut all = self.0.write();
+        if all.get(key).is_some_and(|running| running.peer == *peer)
+            && let Some(running) = all.remove(key)
+        {
+            running.over.cancel();
+        }
+    }
+
+    /// Shows what the supervisor is doing.
+    pub fn show(&self, key: &TaskKey, peer: &PeerId, view: TaskView) {
+        if let Some(running) = self.0.write().get_mut(key).filter(|running| running.peer == *peer) {
+            running.view = view;
+        }
+    }
+
+    /// What the supervisor of `key` shows, if one lives.
+    #[must_use]
+    pub fn view(&self, key: &TaskKey) -> Option<TaskView> {
+        self.0.read().get(key).map(|running| running.view.clone())
+    }
+
+    /// A token that is cancelled when the supervisor of `key` ends; `None` when none lives.
+    #[must_use]
+    pub fn until_over(&self, key: &TaskKey) -> Option<CancellationToken> {
+        self.0.read().get(key).map(|running| running.over.clone())
+    }
+
+    /// How many supervisors live.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.read().len()
+    }
+
+    /// Whether no supervisor lives.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

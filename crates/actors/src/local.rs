@@ -1,0 +1,66 @@
+//! The local plane: what programs on this host ask of the daemon over its unix socket.
+//!
+//! Two services share the socket, Dragonfly's DfdaemonDownload and our Local. Each connection is known by its caller,
+//! whose credentials travel with every request. The two calls that carry content are framed by hand ([`framed`]) under
+//! the paths of the generated service, so that no piece is ever held whole; everything else is generated code.
+
+mod control;
+mod download;
+pub(crate) mod message;
+mod own;
+pub(crate) mod stat;
+mod status;
+
+use std::sync::Arc;
+
+use axum::Router;
+use damselfly_api::damselfly::v1::local_server::LocalServer;
+use damselfly_api::dfdaemon::v2::dfdaemon_download_server::DfdaemonDownloadServer;
+use damselfly_core::TaskKey;
+use damselfly_transport::local::Caller;
+use tonic::Status;
+use tonic::service::Routes;
+
+use crate::engine::Engine;
+pub use download::DownloadService;
+pub use own::LocalService;
+pub use status::Facts as StatusFacts;
+
+/// Everything the unix socket answers.
+#[must_use]
+pub fn router(engine: &Arc<Engine>, facts: Arc<StatusFacts>, health: Routes) -> Router {
+    let download = DfdaemonDownloadServer::new(DownloadService::new(Arc::clone(engine)))
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX);
+    let own = LocalServer::new(LocalService::new(Arc::clone(engine), facts));
+    health.add_service(download).add_service(own).into_axum_router()
+}
+
+/// Who sent this request. Every connection of the socket puts it there.
+fn caller(extensions: &http::Extensions) -> Result<Arc<Caller>, Status> {
+    extensions.get::<Arc<Caller>>().cloned().ok_or_else(|| Status::unauthenticated("caller unknown"))
+}
+
+fn caller_of<T>(request: &tonic::Request<T>) -> Result<Arc<Caller>, Status> {
+    let caller = request.extensions().get::<Arc<Caller>>().cloned();
+    caller.ok_or_else(|| Status::unauthenticated("caller unknown"))
+}
+
+/// Deleting, pausing and the like need a uid that fetched or imported the task, the daemon's own, or root's.
+fn may_change(engine: &Engine, caller: &Caller, key: &TaskKey) -> Result<(), Status> {
+    let uid = caller.uid;
+    if caller.native && (uid == 0 || uid == rustix::process::geteuid().as_raw()) {
+        return Ok(());
+    }
+    let content = engine
+        .store
+        .get(key)
+        .ok_or_else(|| Status::not_found(format!("local task not found: {}", key.id)))?;
+    if caller.native && content.meta().owners.contains(&uid) {
+        return Ok(());
+    }
+    Err(Status::permission_denied(format!(
+        "task {} was fetched by another user: only its users and root may change it",
+        key.id
+    )))
+}

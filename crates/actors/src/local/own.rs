@@ -1,0 +1,91 @@
+//! damselfly.v1.Local: what our own tools ask beyond Dragonfly's service.
+
+use std::sync::Arc;
+
+use damselfly_api::damselfly::v1 as ours;
+use damselfly_api::damselfly::v1::local_server::Local;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use super::status::{self, Facts};
+use super::{caller_of, control};
+use crate::engine::Engine;
+use crate::task::Control;
+
+/// The service. ReadTask is framed by hand beside it.
+#[derive(Debug)]
+pub struct LocalService {
+    engine: Arc<Engine>,
+    facts: Arc<Facts>,
+}
+
+impl LocalService {
+    /// A service for this daemon.
+    #[must_use]
+    pub fn new(engine: Arc<Engine>, facts: Arc<Facts>) -> Self {
+        Self { engine, facts }
+    }
+}
+
+#[tonic::async_trait]
+impl Local for LocalService {
+    async fn pause(&self, request: Request<ours::PauseRequest>) -> Result<Response<()>, Status> {
+        let caller = caller_of(&request)?;
+        control::control(&self.engine, &caller, request.into_inner().task, Control::Pause)
+            .await
+            .map(Response::new)
+    }
+
+    async fn resume(&self, request: Request<ours::ResumeRequest>) -> Result<Response<()>, Status> {
+        let caller = caller_of(&request)?;
+        control::control(&self.engine, &caller, request.into_inner().task, Control::Resume)
+            .await
+            .map(Response::new)
+    }
+
+    async fn cancel(&self, request: Request<ours::CancelRequest>) -> Result<Response<()>, Status> {
+        let caller = caller_of(&request)?;
+        control::control(&self.engine, &caller, request.into_inner().task, Control::Cancel)
+            .await
+            .map(Response::new)
+    }
+
+    async fn limit(&self, request: Request<ours::LimitRequest>) -> Result<Response<()>, Status> {
+        let caller = caller_of(&request)?;
+        let ours::LimitRequest { task, bytes_per_second } = request.into_inner();
+        let limit = Control::Limit((bytes_per_second > 0).then_some(bytes_per_second));
+        control::control(&self.engine, &caller, task, limit).await.map(Response::new)
+    }
+
+    async fn status(
+        &self,
+        _request: Request<ours::StatusRequest>,
+    ) -> Result<Response<BoxStream<ours::StatusResponse>>, Status> {
+        let parts = status::snapshot(&self.engine, &self.facts);
+        Ok(Response::new(Box::pin(tokio_stream::iter(parts.into_iter().map(Ok)))))
+    }
+
+    async fn get_receipt(
+        &self,
+        request: Request<ours::GetReceiptRequest>,
+    ) -> Result<Response<ours::Receipt>, Status> {
+        let peer = request.into_inner().peer_id;
+        let receipt = self.engine.receipts.get(&peer);
+        receipt.map(Response::new).ok_or_else(|| Status::not_found(format!("no receipt of {peer} is kept")))
+    }
+
+    async fn list_cluster(
+        &self,
+        _request: Request<ours::ListClusterRequest>,
+    ) -> Result<Response<ours::ListClusterResponse>, Status> {
+        let mut hosts = Vec::new();
+        for handle in self.engine.cluster.healthy() {
+            let listed = handle.list_hosts(None).await.map_err(|why| Status::unavailable(why.to_string()))?;
+            hosts.extend(listed);
+        }
+        hosts.sort_by(|a, b| a.id.cmp(&b.id));
+        hosts.dedup_by(|a, b| a.id == b.id);
+        let schedulers = status::schedulers(&self.engine);
+        Ok(Response::new(ours::ListClusterResponse { hosts, schedulers }))
+    }
+}

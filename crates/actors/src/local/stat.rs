@@ -1,0 +1,101 @@
+//! Looking at tasks and deleting them.
+
+use std::sync::Arc;
+
+use damselfly_api::common::v2 as common;
+use damselfly_api::dfdaemon::v2::StatLocalTaskResponse;
+use damselfly_core::{Kind, TaskId, TaskKey};
+use damselfly_storage::{StoreError, TaskContent};
+use tonic::Status;
+
+use crate::engine::Engine;
+
+fn parse(id: &str) -> Result<TaskId, Status> {
+    TaskId::parse(id).map_err(|why| Status::invalid_argument(why.to_string()))
+}
+
+/// A task in the scheduler's eyes.
+///
+/// # Errors
+/// The scheduler's NOT_FOUND and everything else as INTERNAL, as Dragonfly's daemon answers; UNAVAILABLE without one.
+pub async fn stat_task(engine: &Engine, id: &str) -> Result<common::Task, Status> {
+    let id = parse(id)?;
+    let handle =
+        engine.cluster.pick(&id).ok_or_else(|| Status::unavailable("no scheduler can be reached"))?;
+    handle
+        .stat_task(engine.identity.host_id.as_str(), &id)
+        .await
+        .map_err(|why| Status::internal(why.to_string()))
+}
+
+/// A task as this host has it.
+///
+/// # Errors
+/// NOT_FOUND when it does not.
+pub fn stat_local(engine: &Engine, id: &str) -> Result<StatLocalTaskResponse, Status> {
+    let key = TaskKey { kind: Kind::Standard, id: parse(id)? };
+    let content = engine.store.get(&key);
+    content
+        .map(|content| describe(engine, &content))
+        .ok_or_else(|| Status::not_found(format!("local task not found: {id}")))
+}
+
+/// Every standard task of this host.
+#[must_use]
+pub fn list_local(engine: &Engine) -> Vec<StatLocalTaskResponse> {
+    let all = engine.store.list();
+    all.iter()
+        .filter(|content| content.key().kind == Kind::Standard)
+        .map(|content| describe(engine, content))
+        .collect()
+}
+
+fn describe(engine: &Engine, content: &Arc<TaskContent>) -> StatLocalTaskResponse {
+    let meta = content.meta();
+    let uploads = engine.uploads.of(content.key());
+    StatLocalTaskResponse {
+        task_id: content.key().id.to_string(),
+        piece_length: meta.geometry.map(|geometry| geometry.piece_length()),
+        content_length: meta.geometry.map(|geometry| geometry.content_length()),
+        response_header: meta.headers,
+        uploading_count: uploads.now.into(),
+        uploaded_count: uploads.ever,
+        created_at: Some(meta.created_at.into()),
+        updated_at: Some(meta.updated_at.into()),
+        prefetched_at: None,
+        failed_at: None,
+        finished_at: meta.finished_at.map(Into::into),
+    }
+}
+
+/// Deletes a task here; its scheduler forgets that this host had it.
+///
+/// # Errors
+/// NOT_FOUND when this host does not have it, FAILED_PRECONDITION while it is in use.
+pub async fn delete(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
+    delete_local(engine, key)?;
+    if let Some(handle) = engine.cluster.pick(&key.id)
+        && let Err(why) = handle.delete_task(engine.identity.host_id.as_str(), &key.id).await
+    {
+        // Ours learns it from the tombstone as well; Dragonfly's forgets the peer by its own rules.
+        tracing::info!(%key, %why, "scheduler not told of the deletion");
+    }
+    Ok(())
+}
+
+/// Deletes a task here.
+///
+/// # Errors
+/// As [`delete`].
+pub fn delete_local(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
+    match tokio::task::block_in_place(|| engine.store.delete(key)) {
+        Ok(_) => {
+            engine.uploads.forget(key);
+            engine.holdings.changed();
+            Ok(())
+        }
+        Err(why @ StoreError::Unknown(_)) => Err(Status::not_found(why.to_string())),
+        Err(why @ StoreError::InUse { .. }) => Err(Status::failed_precondition(why.to_string())),
+        Err(why) => Err(Status::internal(why.to_string())),
+    }
+}

@@ -1,0 +1,228 @@
+//! From a `common.v2.Download` to a wish: what a caller asked for, checked and resolved.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use damselfly_api::common::v2::Download;
+use damselfly_api::dfdaemon::v2 as dfdaemon;
+use damselfly_core::task_id::{self, StandardInput};
+use damselfly_core::{ByteRange, Digest, Kind, RangeSpec, TaskKey, redact};
+use damselfly_storage::NewTask;
+use damselfly_transport::local::{Caller, PathAccess};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::codegen::BoxStream;
+use url::Url;
+
+use crate::engine::Engine;
+use crate::local::message;
+use crate::metrics::TaskLabels;
+use crate::output::{Output, refused};
+use crate::stream::{Item, StreamArgs, Telling};
+use crate::task::request::OriginRequest;
+use crate::task::wire;
+use crate::tasks::{TasksMsg, Wish};
+
+/// Items on their way to a client: with content by reference, each at most one piece.
+const QUEUE: usize = 8;
+/// The longest a client may wait when it names no timeout, as in Dragonfly's tools.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// A download that makes sense.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The task.
+    pub key: TaskKey,
+    new: NewTask,
+    wish: Wish,
+    digest: Option<Digest>,
+    labels: TaskLabels,
+}
+
+fn invalid(why: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(why.to_string())
+}
+
+fn url_of(download: &Download) -> Result<Url, Status> {
+    let shown = || redact::url(&download.url);
+    let url =
+        Url::parse(&download.url).map_err(|why| invalid(format!("malformed URL {:?}: {why}", shown())))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        let scheme = url.scheme();
+        return Err(invalid(format!(
+            "cannot fetch {:?}: scheme {scheme:?} is not supported; use http or https",
+            shown()
+        )));
+    }
+    Ok(url)
+}
+
+/// The range asked for, and the headers without it.
+fn range_and_headers(download: &Download) -> Result<(RangeSpec, Vec<(String, String)>), Status> {
+    let (ranges, headers): (Vec<_>, Vec<_>) = download
+        .request_header
+        .iter()
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .partition(|(name, _)| name.eq_ignore_ascii_case("range"));
+    let range = match (&download.range, ranges.first()) {
+        (Some(range), _) => RangeSpec::Span(ByteRange { start: range.start, length: range.length }),
+        (None, Some((_, value))) => {
+            RangeSpec::parse_header(value).map_err(|why| Status::failed_precondition(why.to_string()))?
+        }
+        (None, None) => RangeSpec::Whole,
+    };
+    Ok((range, headers))
+}
+
+/// Checks a download and resolves its task.
+///
+/// # Errors
+/// INVALID_ARGUMENT, FAILED_PRECONDITION for a range, PERMISSION_DENIED when the block list says so.
+pub fn prepare(engine: &Engine, download: Download, owner: Option<u32>) -> Result<Prepared, Status> {
+    let url = url_of(&download)?;
+    let (range, headers) = range_and_headers(&download)?;
+    let digest = match download.digest.as_deref().filter(|digest| !digest.is_empty()) {
+        Some(text) => Some(text.parse::<Digest>().map_err(invalid)?),
+        None => None,
+    };
+    if download.piece_length == Some(0) {
+        return Err(invalid("piece_length is 0: leave it out to have it derived, or give at least 4 MiB"));
+    }
+    let input = StandardInput {
+        url: &download.url,
+        tag: download.tag.as_deref(),
+        application: download.application.as_deref(),
+        revision: None,
+        piece_length: download.piece_length,
+        filtered_query_params: &download.filtered_query_params,
+        content: download.content_for_calculating_task_id.as_deref(),
+        blob_digest: download.enable_task_id_based_blob_digest,
+        kind: Kind::Standard,
+    };
+    let id = task_id::standard(&input).map_err(invalid)?;
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let labels = TaskLabels {
+        r#type: "0".to_owned(),
+        tag: text(&download.tag),
+        app: text(&download.application),
+        priority: download.priority.to_string(),
+    };
+    engine.check_blocked(&download).inspect_err(|_| {
+        engine.metrics.blocked.get_or_create(&labels).inc();
+    })?;
+    let timeout = wire::duration_from(download.timeout).filter(|timeout| !timeout.is_zero());
+    let request = OriginRequest { url, headers, piece_length: download.piece_length };
+    let new = NewTask {
+        url_redacted: redact::url(&download.url),
+        tag: download.tag.clone(),
+        application: download.application.clone(),
+        owner_uid: owner,
+        ..NewTask::default()
+    };
+    let wish = Wish {
+        range,
+        may_use_origin: !download.disable_back_to_source,
+        deadline: Some(engine.clock.now() + timeout.unwrap_or(DEFAULT_TIMEOUT)),
+        request: Arc::new(request),
+        download: Arc::new(Download { output_path: None, ..download }),
+    };
+    Ok(Prepared { key: TaskKey { kind: Kind::Standard, id }, new, wish, digest, labels })
+}
+
+/// Starts the client's stream beneath the registry.
+#[must_use]
+pub fn start(
+    engine: &Arc<Engine>,
+    prepared: Prepared,
+    telling: Telling,
+    output: Option<Output>,
+) -> mpsc::Receiver<Result<Item, Status>> {
+    let (out, items) = mpsc::channel(QUEUE);
+    let Prepared { key, new, wish, digest, labels } = prepared;
+    let seat = engine.board.sit(format!("daemon/tasks/stream {}", key.id));
+    let engine_of_stream = Arc::clone(engine);
+    let args =
+        StreamArgs { engine: engine_of_stream, key, new, wish, telling, output, digest, out, labels, seat };
+    engine.tasks.cast(TasksMsg::Stream(Box::new(args)));
+    items
+}
+
+/// Opens a download's output with its caller's rights.
+///
+/// # Errors
+/// When the caller may not write there, or something is in the way.
+pub async fn output(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    download: &Download,
+) -> Result<Option<Output>, Status> {
+    let Some(path) = &download.output_path else { return Ok(None) };
+    let roots = engine.config.download.path_roots.clone().into();
+    let access = PathAccess::new(Arc::clone(caller), roots);
+    let target = access.open_output(Path::new(path)).await.map_err(|why| refused(&why))?;
+    if !download.overwrite && target.is_taken().await.map_err(|why| refused(&why))? {
+        return Err(Status::already_exists(format!(
+            "output path {path} is already exists; remove it or overwrite it"
+        )));
+    }
+    Ok(Some(Output {
+        target,
+        same_uid: caller.native && caller.uid == rustix::process::geteuid().as_raw(),
+        overwrite: download.overwrite,
+        force_hard_link: download.force_hard_link,
+    }))
+}
+
+/// A download of a caller on this host, told without content.
+///
+/// # Errors
+/// As [`prepare`] and [`output`].
+pub async fn tell(
+    engine: &Arc<Engine>,
+    caller: Arc<Caller>,
+    download: Download,
+) -> Result<BoxStream<dfdaemon::DownloadTaskResponse>, Status> {
+    let output = output(engine, &caller, &download).await?;
+    let prepared = prepare(engine, download, Some(caller.uid))?;
+    messages(engine, prepared, output).await
+}
+
+/// A download asked for over the network: a scheduler triggers a seed, or another program watches one.
+///
+/// # Errors
+/// As [`prepare`]; UNIMPLEMENTED for content in messages, which travels over Vortex between hosts.
+pub async fn remote(
+    engine: &Arc<Engine>,
+    download: Download,
+) -> Result<BoxStream<dfdaemon::DownloadTaskResponse>, Status> {
+    if download.need_piece_content {
+        return Err(Status::unimplemented(
+            "pieces travel between hosts over Vortex: leave out need_piece_content",
+        ));
+    }
+    let prepared = prepare(engine, download, None)?;
+    messages(engine, prepared, None).await
+}
+
+async fn messages(
+    engine: &Arc<Engine>,
+    prepared: Prepared,
+    output: Option<Output>,
+) -> Result<BoxStream<dfdaemon::DownloadTaskResponse>, Status> {
+    let task = prepared.key.id.to_string();
+    let mut items = start(engine, prepared, Telling::Pieces { content: false }, output);
+    // A refusal before anything was told is the call's status, not the stream's.
+    let first = items
+        .recv()
+        .await
+        .ok_or_else(|| Status::internal("the download's stream crashed; see the daemon's log"))??;
+    let host = engine.identity.host_id.to_string();
+    let mut teller = message::Teller::new(host, task);
+    let head = teller.message(&first);
+    let tail =
+        ReceiverStream::new(items).filter_map(move |item| item.map(|item| teller.message(&item)).transpose());
+    Ok(Box::pin(tokio_stream::iter(head.map(Ok)).chain(tail)))
+}

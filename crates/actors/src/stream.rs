@@ -1,0 +1,146 @@
+//! ProgressStream: one waiting client, as an actor.
+//!
+//! It joins the task, follows its progress with a cursor and sends its client what the client asked for: a message per
+//! piece, with or without content, or the content in order. When everything wanted is held it finishes the output and
+//! checks the digest, so that the end of a stream without an error means "done". It is a child of the registry, not of
+//! the supervisor, and outlives the supervisor's panic. A client that goes away, or takes nothing for too long, ends it;
+//! nobody waits for a client.
+
+mod deliver;
+mod item;
+mod verdict;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use damselfly_core::{Digest, RangeSpec, TaskKey};
+use damselfly_storage::{NewTask, TaskContent};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::engine::Engine;
+use crate::kit::Seat;
+use crate::output::Output;
+use crate::tasks::Wish;
+pub use item::{Item, Started};
+pub use verdict::status_of;
+
+/// How long a client may take nothing before its stream is given up.
+const STALLED: Duration = Duration::from_secs(600);
+
+/// How the client wants the content told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Telling {
+    /// A message per piece, as they come.
+    Pieces {
+        /// Whether each carries its content.
+        content: bool,
+    },
+    /// The content itself, in order.
+    Ordered,
+    /// Nothing: the task is wanted, not its story.
+    Silent,
+}
+
+/// What one client wants.
+pub struct StreamArgs {
+    /// The daemon's shared parts.
+    pub engine: Arc<Engine>,
+    /// The task.
+    pub key: TaskKey,
+    /// How the task is made if it does not exist.
+    pub new: NewTask,
+    /// What of it, and how to get it.
+    pub wish: Wish,
+    /// How to tell.
+    pub telling: Telling,
+    /// Where the content goes in the file system.
+    pub output: Option<Output>,
+    /// What the whole content must be.
+    pub digest: Option<Digest>,
+    /// Where to send.
+    pub out: mpsc::Sender<Result<Item, Status>>,
+    /// Labels of its metrics.
+    pub labels: crate::metrics::TaskLabels,
+    /// Its seat on the board.
+    pub seat: Seat,
+}
+
+impl std::fmt::Debug for StreamArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamArgs")
+            .field("key", &self.key)
+            .field("telling", &self.telling)
+            .finish_non_exhaustive()
+    }
+}
+
+impl StreamArgs {
+    /// Sends one item; an error means that the client is gone or stalled, and that nothing else needs to be sent.
+    async fn send(&self, item: Item) -> Result<(), Status> {
+        match self.out.send_timeout(Ok(item), STALLED).await {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(Status::cancelled("client went away")),
+            Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
+                Err(Status::deadline_exceeded(format!("client took nothing for {} s", STALLED.as_secs())))
+            }
+        }
+    }
+
+    fn whole(&self) -> bool {
+        self.wish.range == RangeSpec::Whole
+    }
+
+    fn open(&self) -> Result<Arc<TaskContent>, Status> {
+        let opened =
+            tokio::task::block_in_place(|| self.engine.store.get_or_create(&self.key, self.new.clone()));
+        opened.map_err(|why| verdict::storage(&why))
+    }
+}
+
+/// The actor.
+#[derive(Debug)]
+pub struct ProgressStream;
+
+impl Actor for ProgressStream {
+    type Msg = ();
+    type State = Box<StreamArgs>;
+    type Arguments = StreamArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<()>,
+        args: StreamArgs,
+    ) -> Result<Box<StreamArgs>, ActorProcessingErr> {
+        myself.cast(())?;
+        Ok(Box::new(args))
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<()>,
+        (): (),
+        args: &mut Box<StreamArgs>,
+    ) -> Result<(), ActorProcessingErr> {
+        args.engine.faults.point("progress-stream");
+        let metrics = Arc::clone(&args.engine.metrics);
+        metrics.downloads.get_or_create(&args.labels).inc();
+        metrics.downloading.get_or_create(&args.labels).inc();
+        let out = args.out.clone();
+        let result = tokio::select! {
+            biased;
+            result = Box::pin(deliver::deliver(args)) => result,
+            () = out.closed() => Err(Status::cancelled("client went away")),
+        };
+        metrics.downloading.get_or_create(&args.labels).dec();
+        if let Err(status) = result {
+            metrics.download_failures.get_or_create(&args.labels).inc();
+            tracing::info!(key = %args.key, code = ?status.code(), why = status.message(), "client not served");
+            // A client that is gone cannot be told.
+            drop(args.out.send_timeout(Err(status), STALLED).await);
+        }
+        myself.stop(None);
+        Ok(())
+    }
+}

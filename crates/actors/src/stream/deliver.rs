@@ -1,0 +1,354 @@
+//! Following one task for one client, from joining to the last byte.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use damselfly_api::common::v2::{Piece, TrafficType};
+use damselfly_api::damselfly::v1::{Receipt, ReceiptParent};
+use damselfly_core::download::Source;
+use damselfly_core::{ByteRange, Content, Geometry, PeerId, PieceSet, RangeSpec};
+use damselfly_storage::{PieceRef, TaskContent};
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::item::{Item, Started};
+use super::{StreamArgs, Telling, verdict};
+use crate::metrics::Traffic;
+use crate::progress::ProgressEvent;
+use crate::task::wire;
+use crate::tasks::{ASK, Membership, TasksMsg};
+
+/// What one client has seen so far.
+struct Follower<'a> {
+    args: &'a StreamArgs,
+    content: Arc<TaskContent>,
+    membership: Membership,
+    began: Instant,
+    was_complete: bool,
+    confirmed: bool,
+    story: Option<Story>,
+    origin_bytes: u64,
+    local_bytes: u64,
+    parents: BTreeMap<PeerId, (u32, u64)>,
+}
+
+/// From `Started` on.
+struct Story {
+    geometry: Geometry,
+    range: ByteRange,
+    pieces: std::ops::Range<u32>,
+    told: PieceSet,
+    /// In order: the next byte to send.
+    next: u64,
+}
+
+pub(super) async fn deliver(args: &StreamArgs) -> Result<(), Status> {
+    let content = args.open()?;
+    let asked = args
+        .engine
+        .tasks
+        .ask(ASK, |reply| TasksMsg::Join(Arc::clone(&content), Box::new(args.wish.clone()), reply));
+    let joined = asked.await.map_err(|why| Status::unavailable(why.to_string()))?;
+    let membership = joined.map_err(|why| Status::resource_exhausted(why.to_string()))?;
+    args.seat.show(format!("waiting for the task, as {}", membership.peer_id));
+    let was_complete = content.is_complete();
+    let mut follower = Follower {
+        args,
+        content,
+        membership,
+        began: Instant::now(),
+        was_complete,
+        confirmed: false,
+        story: None,
+        origin_bytes: 0,
+        local_bytes: 0,
+        parents: BTreeMap::new(),
+    };
+    follower.tell_what_is_held().await?;
+    loop {
+        let event = follower.membership.events.next().await;
+        if follower.take(event).await? {
+            return follower.finish().await;
+        }
+    }
+}
+
+impl Follower<'_> {
+    /// Takes one event; true when everything wanted is held.
+    async fn take(&mut self, event: ProgressEvent) -> Result<bool, Status> {
+        let me = self.membership.client;
+        match event {
+            ProgressEvent::Learned => self.tell_what_is_held().await?,
+            ProgressEvent::Verified { piece, source, cost } => self.verified(piece, &source, cost).await?,
+            ProgressEvent::NewGeneration(_) => self.renew()?,
+            ProgressEvent::Ready(client, range) if client == me => {
+                self.begin(Some(range)).await?;
+                self.tell_what_is_held().await?;
+                return Ok(true);
+            }
+            ProgressEvent::Failed(client, why) if client == me => return Err(verdict::status_of(&why)),
+            ProgressEvent::Crashed => {
+                return Err(Status::internal("the task's supervisor crashed twice; see the daemon's log"));
+            }
+            ProgressEvent::Ready(..) | ProgressEvent::Failed(..) => {}
+        }
+        Ok(false)
+    }
+
+    /// Sends `Started` once the geometry is known.
+    async fn begin(&mut self, range: Option<ByteRange>) -> Result<(), Status> {
+        if self.story.is_some() {
+            return Ok(());
+        }
+        let meta = self.content.meta();
+        let Some(geometry) = meta.geometry else { return Ok(()) };
+        let resolved = match range {
+            Some(range) => range,
+            None => match self.args.wish.range.resolve(geometry.content_length()) {
+                Ok(range) => range,
+                // The machine tells this client what is wrong with its range.
+                Err(_) => return Ok(()),
+            },
+        };
+        self.confirm(meta.private).await?;
+        let pieces = geometry.pieces_of(resolved);
+        let started = Started {
+            peer_id: self.membership.peer_id.clone(),
+            geometry,
+            range: resolved,
+            partial: self.args.wish.range != RangeSpec::Whole,
+            headers: meta.headers,
+            pieces: pieces.clone().filter_map(|number| geometry.piece(number)).collect(),
+            was_complete: self.was_complete,
+        };
+        let told = PieceSet::new(geometry.piece_count());
+        self.story = Some(Story { geometry, range: resolved, pieces, told, next: resolved.start });
+        if self.args.telling == Telling::Silent {
+            return Ok(());
+        }
+        self.args.send(Item::Started(started)).await
+    }
+
+    /// A task that was fetched with request headers is shown only to those whom the origin lets in.
+    async fn confirm(&mut self, private: bool) -> Result<(), Status> {
+        if !private || self.confirmed || !self.args.engine.config.private_tasks {
+            return Ok(());
+        }
+        let request = &self.args.wish.request;
+        let get = damselfly_source::Request {
+            headers: request.headers.clone(),
+            range: Some((0, Some(0))),
+            ..damselfly_source::Request::new(request.url.clone())
+        };
+        let _timer = self.args.engine.metrics.origin_request();
+        match self.args.engine.origin.get(&get).await {
+            Ok(_) => {
+                self.confirmed = true;
+                Ok(())
+            }
+            Err(why) => {
+                self.args.engine.metrics.origin_failed();
+                let message = format!("the origin does not confirm that you may have this content: {why}");
+                Err(verdict::backend(&message, why.status(), why.headers()))
+            }
+        }
+    }
+
+    /// Tells every wanted piece that storage holds and that was not told yet.
+    async fn tell_what_is_held(&mut self) -> Result<(), Status> {
+        self.begin(None).await?;
+        let Some(story) = &self.story else { return Ok(()) };
+        let held = self.content.pieces();
+        let untold: Vec<u32> = story
+            .pieces
+            .clone()
+            .filter(|number| held.contains(*number) && !story.told.contains(*number))
+            .collect();
+        for number in untold {
+            self.tell(number, None, Duration::ZERO).await?;
+        }
+        Ok(())
+    }
+
+    async fn verified(&mut self, number: u32, source: &Source, cost: Duration) -> Result<(), Status> {
+        if let Source::Origin(headers) = source {
+            self.confirmed |= *headers == self.args.wish.request.headers_id();
+        }
+        self.begin(None).await?;
+        self.tell(number, Some(source), cost).await
+    }
+
+    async fn tell(&mut self, number: u32, source: Option<&Source>, cost: Duration) -> Result<(), Status> {
+        let Some(story) = &mut self.story else { return Ok(()) };
+        if !story.pieces.contains(&number) || !story.told.insert(number) {
+            return Ok(());
+        }
+        let Some(span) = story.geometry.piece(number) else { return Ok(()) };
+        let (traffic, parent) = match source {
+            None => {
+                self.local_bytes += span.length;
+                self.args.engine.metrics.downloaded(Traffic::Local, span.length);
+                (TrafficType::LocalPeer, None)
+            }
+            Some(Source::Origin(_)) => {
+                self.origin_bytes += span.length;
+                (TrafficType::BackToSource, None)
+            }
+            Some(Source::Parent(parent)) => {
+                let (pieces, bytes) = self.parents.entry(parent.clone()).or_default();
+                *pieces += 1;
+                *bytes += span.length;
+                (TrafficType::RemotePeer, Some(parent.to_string()))
+            }
+        };
+        match self.args.telling {
+            Telling::Silent => Ok(()),
+            Telling::Ordered => self.send_in_order().await,
+            Telling::Pieces { content } => {
+                let content = if content { Some(self.piece(number)?) } else { None };
+                let crc = self.content.crc(number);
+                let piece = Piece {
+                    number,
+                    parent_id: parent,
+                    offset: span.offset,
+                    length: span.length,
+                    digest: crc.map(|crc| crc.to_string()).unwrap_or_default(),
+                    content: None,
+                    traffic_type: Some(traffic.into()),
+                    cost: wire::duration(cost),
+                    created_at: Some(SystemTime::now().into()),
+                };
+                self.args.send(Item::Piece { piece, content }).await
+            }
+        }
+    }
+
+    /// A held piece, verified.
+    fn piece(&self, number: u32) -> Result<PieceRef, Status> {
+        let found = tokio::task::block_in_place(|| self.content.piece(number))
+            .map_err(|why| verdict::storage(&why))?;
+        found.ok_or_else(|| {
+            Status::aborted(format!("piece {number} was lost while it was being read; try again"))
+        })
+    }
+
+    /// Sends every byte from the next one on that is there.
+    async fn send_in_order(&mut self) -> Result<(), Status> {
+        loop {
+            let Some(story) = &self.story else { return Ok(()) };
+            if story.next >= story.range.end() {
+                return Ok(());
+            }
+            let number = u32::try_from(story.next / story.geometry.piece_length()).unwrap_or(u32::MAX);
+            let Some(span) = story.geometry.piece(number).filter(|_| story.told.contains(number)) else {
+                return Ok(());
+            };
+            let (skip, end) = (story.next - span.offset, story.range.end().min(span.offset + span.length));
+            let length = end - story.next;
+            let piece = self.piece(number)?;
+            let content = part(&piece.content, skip, length);
+            self.args.send(Item::Chunk { content, piece }).await?;
+            if let Some(story) = &mut self.story {
+                story.next = end;
+            }
+        }
+    }
+
+    /// The content changed: a client that has seen bytes of the former version cannot go on.
+    fn renew(&mut self) -> Result<(), Status> {
+        let Some(story) = &mut self.story else { return Ok(()) };
+        let gave_content = match self.args.telling {
+            Telling::Pieces { content: true } => !story.told.is_empty(),
+            Telling::Ordered => story.next > story.range.start,
+            Telling::Pieces { content: false } | Telling::Silent => false,
+        };
+        // A client that was told the geometry compares every piece with it, so a changed one cannot be mended either.
+        if gave_content || self.args.telling != Telling::Silent {
+            return Err(Status::aborted(
+                "the content changed at the origin while it was being downloaded; try again",
+            ));
+        }
+        self.story = None;
+        (self.origin_bytes, self.local_bytes) = (0, 0);
+        self.parents.clear();
+        Ok(())
+    }
+
+    /// Everything wanted is held: digest, output, farewell.
+    async fn finish(&mut self) -> Result<(), Status> {
+        let whole = self.args.whole();
+        if let Some(expected) = self.args.digest.as_ref().filter(|_| whole) {
+            self.args.seat.show("checking the digest");
+            let computed = tokio::task::block_in_place(|| self.content.digest(expected.algorithm()))
+                .map_err(|why| verdict::storage(&why))?;
+            if !expected.matches(&computed) {
+                let message = format!("digest mismatch expected: {expected}, actual: {computed}");
+                return Err(Status::internal(message));
+            }
+        }
+        let range = self.story.as_ref().map(|story| story.range);
+        let mut receipt = self.receipt();
+        if let (Some(output), Some(range)) = (&self.args.output, range) {
+            self.args.seat.show("writing the output");
+            let way = output.publish(&self.content, (!whole).then_some(range)).await?;
+            receipt.transfer = "path".to_owned();
+            receipt.transfer_reason = way;
+        } else if self.args.telling != Telling::Silent {
+            receipt.transfer = "stream".to_owned();
+        }
+        let bytes = range.map_or(0, |range| range.length);
+        let took = self.began.elapsed().as_secs_f64() * 1000.0;
+        self.args.engine.metrics.download_took(&self.args.labels.r#type, bytes, took);
+        self.args.engine.receipts.put(self.membership.peer_id.to_string(), receipt.clone());
+        if self.args.telling == Telling::Silent {
+            return Ok(());
+        }
+        self.args.send(Item::Finished(receipt)).await
+    }
+
+    fn receipt(&self) -> Receipt {
+        let shown = self.args.engine.live.view(&self.args.key);
+        let address = |id: &PeerId| {
+            let parents = shown.iter().flat_map(|view| &view.parents);
+            parents
+                .filter(|parent| parent.id == *id)
+                .map(|parent| parent.address.clone())
+                .next()
+                .unwrap_or_default()
+        };
+        let mut parents: Vec<ReceiptParent> = self
+            .parents
+            .iter()
+            .map(|(id, (pieces, bytes))| ReceiptParent {
+                peer_id: id.to_string(),
+                host_id: String::new(),
+                address: address(id),
+                pieces: *pieces,
+                bytes: *bytes,
+            })
+            .collect();
+        parents.sort_by_key(|parent| std::cmp::Reverse(parent.bytes));
+        Receipt {
+            origin_bytes: self.origin_bytes,
+            peer_bytes: self.parents.values().map(|(_, bytes)| bytes).sum(),
+            local_bytes: self.local_bytes,
+            parents,
+            elapsed: wire::duration(self.began.elapsed()),
+            ..Receipt::default()
+        }
+    }
+}
+
+/// `length` bytes of `content` from byte `skip`.
+fn part(content: &Content, skip: u64, length: u64) -> Content {
+    match content {
+        Content::File { file, offset, .. } => {
+            Content::File { file: Arc::clone(file), offset: offset + skip, length }
+        }
+        Content::Bytes(bytes) => {
+            let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(bytes.len());
+            Content::Bytes(bytes.slice(at(skip)..at(skip + length)))
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! SchedulerSession: the announce stream of one peer.
+//!
+//! Opens the stream when started, sends what the supervisor tells, and casts what the scheduler answers straight to
+//! the supervisor. After a final message it outlives the supervisor for a moment: it is handed over to the registry of
+//! tasks and ends when the scheduler has closed the stream, so that no client waits for that farewell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use damselfly_api::scheduler::v2::AnnouncePeerRequest;
+use damselfly_core::TaskId;
+use damselfly_core::download::FromScheduler;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::{TaskMsg, wire};
+use crate::engine::Engine;
+use crate::kit::{Seat, Timer};
+
+/// How long the scheduler may take to close the stream after a final message.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How long one message may wait for the stream's flow control.
+const SEND_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A session's messages.
+#[derive(Debug)]
+pub enum SessionMsg {
+    /// Open the stream.
+    Open,
+    /// Send this.
+    Tell(Box<AnnouncePeerRequest>),
+    /// Send this, then wait for the scheduler to close.
+    Farewell(Box<AnnouncePeerRequest>),
+    /// The stream ended.
+    Closed,
+    /// The farewell took too long.
+    Enough,
+}
+
+/// What a session needs to start.
+#[derive(Debug)]
+pub struct SessionArgs {
+    /// The daemon's shared parts.
+    pub engine: Arc<Engine>,
+    /// The task.
+    pub task: TaskId,
+    /// The message that registers the peer.
+    pub register: Box<AnnouncePeerRequest>,
+    /// Whether the message carries the content's length.
+    pub geometry_known: bool,
+    /// Who hears the answers.
+    pub supervisor: ActorRef<TaskMsg>,
+    /// Its seat on the board.
+    pub seat: Seat,
+}
+
+/// A session's state.
+#[derive(Debug)]
+pub struct SessionState {
+    args: SessionArgs,
+    tx: Option<mpsc::Sender<AnnouncePeerRequest>>,
+    reader: Option<AbortHandle>,
+    farewell: Timer,
+}
+
+impl Drop for SessionState {
+    fn drop(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.abort();
+        }
+    }
+}
+
+/// The actor.
+#[derive(Debug)]
+pub struct SchedulerSession;
+
+impl SessionState {
+    fn say(&self, what: FromScheduler) {
+        drop(self.args.supervisor.cast(TaskMsg::Scheduler(vec![what], Vec::new())));
+    }
+
+    async fn open(&mut self, myself: &ActorRef<SessionMsg>) -> Result<(), FromScheduler> {
+        let Some(handle) = self.args.engine.cluster.pick(&self.args.task) else {
+            return Err(FromScheduler::Absent);
+        };
+        let ours = handle.ours();
+        self.args.seat.show(format!("registering with {}", handle.address()));
+        let lost = |why: String| FromScheduler::Lost(why);
+        if !ours && !self.args.geometry_known {
+            // Dragonfly's scheduler takes a download without a length for an empty one.
+            return Err(FromScheduler::Refused(
+                "the scheduler became Dragonfly's before the length was known".to_owned(),
+            ));
+        }
+        let register = (*self.args.register).clone();
+        let stream = handle.announce_peer(register).await.map_err(|why| lost(why.to_string()))?;
+        self.args.seat.show(format!("registered with {}", handle.address()));
+        self.say(FromScheduler::Connected { ours });
+        let (tx, mut rx) = (stream.tx, stream.rx);
+        let (supervisor, session) = (self.args.supervisor.clone(), myself.clone());
+        let reader = tokio::spawn(async move {
+            let end = loop {
+                match rx.next().await {
+                    Ok(Some(response)) => {
+                        let (said, parents) = wire::from_response(response);
+                        drop(supervisor.cast(TaskMsg::Scheduler(said, parents)));
+                    }
+                    Ok(None) => break "scheduler closed the stream".to_owned(),
+                    Err(why) => break why.to_string(),
+                }
+            };
+            drop(supervisor.cast(TaskMsg::Scheduler(vec![FromScheduler::Lost(end)], Vec::new())));
+            drop(session.cast(SessionMsg::Closed));
+        });
+        (self.tx, self.reader) = (Some(tx), Some(reader.abort_handle()));
+        Ok(())
+    }
+
+    async fn send(&mut self, message: AnnouncePeerRequest) {
+        let Some(tx) = &self.tx else { return };
+        if tx.send_timeout(message, SEND_DEADLINE).await.is_err() {
+            self.tx = None;
+        }
+    }
+}
+
+impl Actor for SchedulerSession {
+    type Msg = SessionMsg;
+    type State = SessionState;
+    type Arguments = SessionArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<SessionMsg>,
+        args: SessionArgs,
+    ) -> Result<SessionState, ActorProcessingErr> {
+        myself.cast(SessionMsg::Open)?;
+        Ok(SessionState { args, tx: None, reader: None, farewell: Timer::default() })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<SessionMsg>,
+        message: SessionMsg,
+        state: &mut SessionState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.args.engine.faults.point("scheduler-session");
+        match message {
+            SessionMsg::Open => {
+                if let Err(why) = state.open(&myself).await {
+                    state.say(why);
+                    myself.stop(None);
+                }
+            }
+            SessionMsg::Tell(message) => state.send(*message).await,
+            SessionMsg::Farewell(message) => {
+                state.args.seat.show("waiting for the scheduler's farewell");
+                state.send(*message).await;
+                state.tx = None;
+                state.farewell.set(&myself, tokio::time::Instant::now() + FAREWELL, SessionMsg::Enough);
+            }
+            SessionMsg::Closed | SessionMsg::Enough => myself.stop(None),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+//! What this host does for other hosts: pieces over Vortex, and the network's gRPC service.
+
+mod counts;
+pub mod provider;
+mod service;
+
+pub use counts::{Count, Uploading, Uploads};
+pub use service::UploadService;

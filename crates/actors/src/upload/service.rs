@@ -1,0 +1,187 @@
+//! dfdaemon.v2.DfdaemonUpload: what schedulers and other daemons ask of this host.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use damselfly_api::common::v2 as common;
+use damselfly_api::dfdaemon::v2 as dfdaemon;
+use damselfly_api::dfdaemon::v2::dfdaemon_upload_server::DfdaemonUpload;
+use damselfly_core::{Kind, TaskId, TaskKey};
+use damselfly_storage::TaskContent;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use crate::engine::{Engine, Ports};
+use crate::local::stat;
+use crate::request;
+
+/// Messages waiting for a slow child.
+const QUEUE: usize = 128;
+/// How long a child may take nothing.
+const STALLED: Duration = Duration::from_secs(10);
+/// One SyncHost sample per this long.
+const SAMPLE: Duration = Duration::from_secs(1);
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct UploadService {
+    engine: Arc<Engine>,
+    ports: Ports,
+}
+
+impl UploadService {
+    /// A service for this daemon, whose pieces are served at `ports`.
+    #[must_use]
+    pub fn new(engine: Arc<Engine>, ports: Ports) -> Self {
+        Self { engine, ports }
+    }
+}
+
+fn key(id: &str) -> Result<TaskKey, Status> {
+    let id = TaskId::parse(id).map_err(|why| Status::invalid_argument(why.to_string()))?;
+    Ok(TaskKey { kind: Kind::Standard, id })
+}
+
+/// One child's SyncPieces.
+struct Sync {
+    engine: Arc<Engine>,
+    ports: Ports,
+    key: TaskKey,
+    content: Arc<TaskContent>,
+    interest: VecDeque<u32>,
+    tx: mpsc::Sender<Result<dfdaemon::SyncPiecesResponse, Status>>,
+}
+
+impl Sync {
+    /// Sends every piece of interest that is held now; false when the child is gone.
+    async fn send_held(&mut self) -> bool {
+        let Some(geometry) = self.content.meta().geometry else { return true };
+        let held = self.content.pieces();
+        let mut later = VecDeque::with_capacity(self.interest.len());
+        for number in std::mem::take(&mut self.interest) {
+            let Some(span) = geometry.piece(number) else { continue };
+            if !held.contains(number) {
+                later.push_back(number);
+                continue;
+            }
+            let piece = dfdaemon::SyncPiecesResponse {
+                number,
+                offset: span.offset,
+                length: span.length,
+                ip: self.engine.identity.ip.to_string(),
+                tcp_port: Some(self.ports.vortex.port().into()),
+                quic_port: None,
+            };
+            if self.tx.send_timeout(Ok(piece), STALLED).await.is_err() {
+                return false;
+            }
+        }
+        self.interest = later;
+        true
+    }
+
+    /// Open only while a supervisor lives here: its end means "nothing more here".
+    async fn run(mut self) {
+        let mut changes = self.content.changes();
+        let over = self.engine.live.until_over(&self.key);
+        loop {
+            changes.mark_unchanged();
+            if !self.send_held().await || self.interest.is_empty() {
+                return;
+            }
+            let Some(over) = over.as_ref().filter(|over| !over.is_cancelled()) else { return };
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = over.cancelled() => {}
+                () = self.tx.closed() => return,
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl DfdaemonUpload for UploadService {
+    async fn download_task(
+        &self,
+        request: Request<dfdaemon::DownloadTaskRequest>,
+    ) -> Result<Response<BoxStream<dfdaemon::DownloadTaskResponse>>, Status> {
+        let download =
+            request.into_inner().download.ok_or_else(|| Status::invalid_argument("missing download"))?;
+        if download.output_path.is_some() {
+            return Err(Status::permission_denied(
+                "output_path is for this host's own callers: leave it out",
+            ));
+        }
+        let items = request::remote(&self.engine, download).await?;
+        Ok(Response::new(items))
+    }
+
+    async fn stat_task(
+        &self,
+        request: Request<dfdaemon::StatTaskRequest>,
+    ) -> Result<Response<common::Task>, Status> {
+        stat::stat_task(&self.engine, &request.into_inner().task_id).await.map(Response::new)
+    }
+
+    async fn stat_local_task(
+        &self,
+        request: Request<dfdaemon::StatLocalTaskRequest>,
+    ) -> Result<Response<dfdaemon::StatLocalTaskResponse>, Status> {
+        stat::stat_local(&self.engine, &request.into_inner().task_id).map(Response::new)
+    }
+
+    async fn delete_task(
+        &self,
+        request: Request<dfdaemon::DeleteTaskRequest>,
+    ) -> Result<Response<()>, Status> {
+        let key = key(&request.into_inner().task_id)?;
+        stat::delete(&self.engine, &key).await.map(Response::new)
+    }
+
+    async fn sync_pieces(
+        &self,
+        request: Request<dfdaemon::SyncPiecesRequest>,
+    ) -> Result<Response<BoxStream<dfdaemon::SyncPiecesResponse>>, Status> {
+        let request = request.into_inner();
+        let key = key(&request.task_id)?;
+        let content = self.engine.store.get(&key);
+        let content = content.filter(|_| !self.engine.config.upload.disable_shared);
+        let content = content.ok_or_else(|| Status::internal(format!("task {} not found", key.id)))?;
+        let (tx, rx) = mpsc::channel(QUEUE);
+        let interest = request.interested_piece_numbers.into();
+        let sync = Sync { engine: Arc::clone(&self.engine), ports: self.ports, key, content, interest, tx };
+        // Ends with the child, the task or the last piece.
+        tokio::spawn(sync.run());
+        let mut response = Response::new(Box::pin(ReceiverStream::new(rx)) as BoxStream<_>);
+        response.metadata_mut().insert("x-damselfly", tonic::metadata::MetadataValue::from_static("1"));
+        Ok(response)
+    }
+
+    async fn sync_host(
+        &self,
+        _request: Request<dfdaemon::SyncHostRequest>,
+    ) -> Result<Response<BoxStream<common::Host>>, Status> {
+        let (tx, rx) = mpsc::channel(1);
+        let engine = Arc::clone(&self.engine);
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(SAMPLE);
+            loop {
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    () = tx.closed() => return,
+                }
+                let host = common::Host {
+                    network: Some(crate::host::network(&engine.config)),
+                    ..common::Host::default()
+                };
+                if tx.send_timeout(Ok(host), STALLED).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+}

@@ -1,0 +1,301 @@
+//! Daemons for whole-system tests: started in this process, each in its own home, with every port free.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use damselfly_actors::config::{Config, Directories, Overrides, PortOverrides};
+use damselfly_actors::daemon::{Daemon, DaemonOptions, StartError};
+use damselfly_actors::kit::Faults;
+use damselfly_api::common::v2::{Download, Piece};
+use damselfly_api::damselfly::v1::local_client::LocalClient;
+use damselfly_api::damselfly::v1::{GetReceiptRequest, Receipt, StatusRequest, StatusResponse};
+use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
+use damselfly_api::dfdaemon::v2::download_task_response::Response;
+use damselfly_api::dfdaemon::v2::{DownloadTaskRequest, DownloadTaskStartedResponse};
+use damselfly_core::task_id::DEFAULT_FILTERED_QUERY_PARAMS;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// No test waits longer than this for a download.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How a host of a test is set up.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Schedulers to join; none makes it its own.
+    pub join: Vec<SocketAddr>,
+    /// `dfdaemon.yaml`.
+    pub yaml: String,
+    /// Panics to be armed.
+    pub faults: Faults,
+    /// A name, so that several hosts differ on one machine.
+    pub name: String,
+}
+
+/// One host: a daemon and its home.
+#[derive(Debug)]
+pub struct Host {
+    home: PathBuf,
+    setup: Setup,
+    daemon: Option<Daemon>,
+}
+
+/// What one download told.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// The beginning.
+    pub started: Option<DownloadTaskStartedResponse>,
+    /// The pieces, as they came.
+    pub pieces: Vec<Piece>,
+    /// The task.
+    pub task_id: String,
+    /// The download as a peer.
+    pub peer_id: String,
+}
+
+impl Told {
+    /// The content of all pieces by number.
+    #[must_use]
+    pub fn content(&self) -> Vec<u8> {
+        let by_number: BTreeMap<_, _> = self.pieces.iter().map(|piece| (piece.number, piece)).collect();
+        by_number.values().flat_map(|piece| piece.content.clone().unwrap_or_default()).collect()
+    }
+}
+
+impl Host {
+    /// Starts a host whose home is `home`.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub async fn start(home: &Path, setup: Setup) -> Result<Self, StartError> {
+        let mut host = Self { home: home.to_owned(), setup, daemon: None };
+        host.restart().await?;
+        Ok(host)
+    }
+
+    /// The configuration the host starts with.
+    ///
+    /// # Panics
+    /// When the test's YAML is wrong.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        let ports = PortOverrides {
+            grpc: Some(0),
+            metrics: Some(0),
+            health: Some(0),
+            stats: Some(0),
+            tcp: Some(0),
+            quic: Some(0),
+            scheduler: Some(0),
+        };
+        let overrides = Overrides {
+            home: Some(self.home.clone()),
+            listen: Some([127, 0, 0, 1].into()),
+            join: self.setup.join.iter().map(ToString::to_string).collect(),
+            hostname: Some(self.setup.name.clone()).filter(|name| !name.is_empty()),
+            ports,
+            ..Overrides::default()
+        };
+        let directories = Directories::decide(0, |_| None, Some(&self.home)).expect("an absolute home");
+        Config::parse(&self.setup.yaml, Path::new("dfdaemon.yaml"), &overrides, directories).expect("valid YAML").config
+    }
+
+    /// Starts the daemon (again) on the same home.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub async fn restart(&mut self) -> Result<(), StartError> {
+        let options = DaemonOptions { faults: self.setup.faults.clone() };
+        self.daemon = Some(Daemon::start(self.config(), options).await?);
+        Ok(())
+    }
+
+    /// The running daemon.
+    ///
+    /// # Panics
+    /// When it is down.
+    #[must_use]
+    pub fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().expect("the daemon runs")
+    }
+
+    /// Where its embedded scheduler answers.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[must_use]
+    pub fn scheduler(&self) -> SocketAddr {
+        self.daemon().scheduler().expect("an embedded scheduler")
+    }
+
+    /// Stops the daemon as its user would.
+    pub async fn stop(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.shutdown(damselfly_scheduler_client::Departure::ForGood, Duration::from_secs(5)).await;
+        }
+    }
+
+    /// Ends the daemon without a farewell.
+    pub async fn kill(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.kill().await;
+        }
+    }
+
+    /// A path in the host's home for an output.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.home.join(name)
+    }
+
+    async fn channel(&self) -> Result<Channel, Status> {
+        let connected = damselfly_transport::local::connect(self.daemon().socket()).await;
+        connected.map_err(|why| Status::unavailable(why.to_string()))
+    }
+
+    /// A client of the host's local service.
+    ///
+    /// # Errors
+    /// When the socket does not answer.
+    pub async fn download_client(&self) -> Result<DfdaemonDownloadClient<Channel>, Status> {
+        Ok(DfdaemonDownloadClient::new(self.channel().await?).max_decoding_message_size(usize::MAX))
+    }
+
+    /// A client of the host's own service.
+    ///
+    /// # Errors
+    /// When the socket does not answer.
+    pub async fn local_client(&self) -> Result<LocalClient<Channel>, Status> {
+        Ok(LocalClient::new(self.channel().await?).max_decoding_message_size(usize::MAX))
+    }
+
+    /// Runs a download to its end.
+    ///
+    /// # Errors
+    /// As the daemon answers; DEADLINE_EXCEEDED when it takes longer than [`PATIENCE`].
+    pub async fn download(&self, download: Download) -> Result<Told, Status> {
+        let run = async {
+            let request = DownloadTaskRequest { download: Some(download) };
+            let mut stream = self.download_client().await?.download_task(request).await?.into_inner();
+            let mut told = Told::default();
+            while let Some(message) = stream.message().await? {
+                (told.task_id, told.peer_id) = (message.task_id, message.peer_id);
+                match message.response {
+                    Some(Response::DownloadTaskStartedResponse(started)) => told.started = Some(started),
+                    Some(Response::DownloadPieceFinishedResponse(finished)) => told.pieces.extend(finished.piece),
+                    None => {}
+                }
+            }
+            Ok(told)
+        };
+        let late = |_| Status::new(Code::DeadlineExceeded, "the test lost its patience");
+        tokio::time::timeout(PATIENCE, run).await.map_err(late)?
+    }
+
+    /// Downloads `url` to `name` in the host's home.
+    ///
+    /// # Errors
+    /// As [`Host::download`].
+    pub async fn get(&self, url: &str, name: &str) -> Result<Told, Status> {
+        self.download(to_file(url, &self.path(name))).await
+    }
+
+    /// Where a download's bytes came from.
+    ///
+    /// # Errors
+    /// When the daemon does not know it.
+    pub async fn receipt(&self, told: &Told) -> Result<Receipt, Status> {
+        let request = GetReceiptRequest { peer_id: told.peer_id.clone() };
+        Ok(self.local_client().await?.get_receipt(request).await?.into_inner())
+    }
+
+    /// A snapshot of the daemon.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub async fn status(&self) -> Result<StatusResponse, Status> {
+        let mut stream = self.local_client().await?.status(StatusRequest {}).await?.into_inner();
+        let mut whole = StatusResponse::default();
+        while let Some(part) = stream.message().await? {
+            whole.host = whole.host.or(part.host);
+            whole.tasks.extend(part.tasks);
+            whole.actors.extend(part.actors);
+        }
+        Ok(whole)
+    }
+}
+
+/// A download as dfget makes one, without an output.
+#[must_use]
+pub fn download(url: &str) -> Download {
+    Download {
+        url: url.to_owned(),
+        tag: Some(String::new()),
+        application: Some(String::new()),
+        priority: 6,
+        filtered_query_params: DEFAULT_FILTERED_QUERY_PARAMS.iter().map(ToString::to_string).collect(),
+        ..Download::default()
+    }
+}
+
+/// A download to a file.
+#[must_use]
+pub fn to_file(url: &str, path: &Path) -> Download {
+    Download { output_path: Some(path.display().to_string()), ..download(url) }
+}
+
+/// Several hosts that share one scheduler, the first one's.
+#[derive(Debug)]
+pub struct Swarm {
+    dir: TempDir,
+    /// The hosts.
+    pub hosts: Vec<Host>,
+}
+
+impl Swarm {
+    /// Starts `count` hosts; the first embeds the scheduler, the others join it.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    ///
+    /// # Panics
+    /// When no temporary directory can be made.
+    pub async fn start(count: usize, yaml: &str) -> Result<Self, StartError> {
+        let mut swarm = Self { dir: TempDir::new().expect("a temporary directory"), hosts: Vec::new() };
+        for _ in 0..count {
+            swarm.add(Setup { yaml: yaml.to_owned(), ..Setup::default() }).await?;
+        }
+        Ok(swarm)
+    }
+
+    /// Adds a host that joins the first one's scheduler unless `setup` names another.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub async fn add(&mut self, mut setup: Setup) -> Result<&mut Host, StartError> {
+        let index = self.hosts.len();
+        if setup.join.is_empty()
+            && let Some(first) = self.hosts.first()
+        {
+            setup.join = vec![first.scheduler()];
+        }
+        if setup.name.is_empty() {
+            setup.name = format!("host{index}");
+        }
+        let home = self.dir.path().join(format!("host{index}"));
+        let host = Host::start(&home, setup).await?;
+        host.daemon().engine().cluster.ready().await;
+        self.hosts.push(host);
+        Ok(&mut self.hosts[index])
+    }
+
+    /// Stops every host.
+    pub async fn stop(&mut self) {
+        for host in self.hosts.iter_mut().rev() {
+            host.stop().await;
+        }
+    }
+}
