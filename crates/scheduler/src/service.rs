@@ -1,0 +1,343 @@
+//! The machine on the network: `scheduler.v2.Scheduler`, `damselfly.v1.Cluster` and health over tonic.
+//!
+//! One mutex guards the machine; it is held for one step and never over an await. What a step wants done is done in
+//! the same breath: messages go into the bounded queue of their stream, calls to other hosts are spawned. A stream
+//! whose peer does not read loses its queue and ends with RESOURCE_EXHAUSTED; nobody else waits for it.
+
+mod announce;
+mod convert;
+mod hold;
+mod outbound;
+mod rpc;
+mod stream;
+mod validate;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use damselfly_api::common::v2 as common;
+use damselfly_api::damselfly::v1::HoldResponse;
+use damselfly_api::damselfly::v1::cluster_server::ClusterServer;
+use damselfly_api::scheduler::v2::AnnouncePeerResponse;
+use damselfly_api::scheduler::v2::scheduler_server::SchedulerServer;
+use damselfly_core::{HostId, Tick};
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+
+pub use outbound::{GrpcOutbound, Outbound, OutboundError};
+
+use crate::machine::{self, Answer, Counters, Effect, Ending, Event, HoldId, Scheduler, Snapshot, StreamId};
+use stream::Outlet;
+
+/// What a scheduler needs to be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How it decides.
+    pub machine: machine::Config,
+    /// Its own address `<ip>:<port>`, as others reach it; its key on the ring.
+    pub address: String,
+    /// Addresses of all schedulers of the ring, its own included.
+    pub ring: Vec<String>,
+    /// Messages that wait for a peer to read them; a peer that lets more pile up loses its stream.
+    pub queue: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { machine: machine::Config::default(), address: String::new(), ring: Vec::new(), queue: 1024 }
+    }
+}
+
+/// An announce stream's side towards the peer.
+struct Announce {
+    outlet: Outlet<AnnouncePeerResponse>,
+    /// What the peer registered with: a triggered seed gets a copy of it, and nobody else does.
+    download: Option<Box<common::Download>>,
+}
+
+struct Inner {
+    machine: Scheduler,
+    announces: HashMap<StreamId, Announce>,
+    holds: HashMap<HoldId, Outlet<HoldResponse>>,
+    /// Hosts as announced, for those who are sent to them.
+    hosts: HashMap<HostId, Arc<common::Host>>,
+    closing: bool,
+}
+
+/// The service as tonic sees it.
+#[derive(Clone)]
+struct Face(Arc<SchedulerService>);
+
+/// A call to another host that a step asked for.
+enum Call {
+    Seed(damselfly_core::TaskKey, HostId, std::net::SocketAddr, Box<common::Download>),
+    Probe(HostId, std::net::SocketAddr),
+}
+
+/// A running scheduler.
+pub struct SchedulerService {
+    inner: Mutex<Inner>,
+    config: Config,
+    outbound: Arc<dyn Outbound>,
+    started: Instant,
+    started_at: SystemTime,
+    epoch: u64,
+    ids: AtomicU64,
+    /// The deadline moved to an earlier time.
+    sooner: Arc<Notify>,
+}
+
+impl std::fmt::Debug for SchedulerService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SchedulerService").field("address", &self.config.address).finish_non_exhaustive()
+    }
+}
+
+impl SchedulerService {
+    /// Starts a scheduler that nobody can reach yet; see [`SchedulerService::serve`] and
+    /// [`SchedulerService::routes`]. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn start(config: Config, outbound: Arc<dyn Outbound>) -> Arc<Self> {
+        let epoch: u64 = rand::random();
+        let service = Arc::new(Self {
+            inner: Mutex::new(Inner {
+                // Lease ids carry the low half of the epoch in front, so that restated ones meet no new ones.
+                machine: Scheduler::new(config.machine.clone(), epoch & 0x7fff_ffff),
+                announces: HashMap::new(),
+                holds: HashMap::new(),
+                hosts: HashMap::new(),
+                closing: false,
+            }),
+            config,
+            outbound,
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            epoch,
+            ids: AtomicU64::new(1),
+            sooner: Arc::new(Notify::new()),
+        });
+        tokio::spawn(keep_time(Arc::downgrade(&service), service.sooner.clone()));
+        service
+    }
+
+    /// The services, for a server that the caller runs.
+    pub async fn routes(self: &Arc<Self>) -> Routes {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_serving::<SchedulerServer<Face>>().await;
+        let scheduler = SchedulerServer::new(Face(self.clone()))
+            .max_decoding_message_size(usize::MAX)
+            .max_encoding_message_size(usize::MAX);
+        let cluster = ClusterServer::new(Face(self.clone()))
+            .max_decoding_message_size(usize::MAX)
+            .max_encoding_message_size(usize::MAX);
+        Routes::new(scheduler).add_service(cluster).add_service(health)
+    }
+
+    /// Serves on `listener` until `shutdown` completes; then every stream ends with UNAVAILABLE, and unary calls under
+    /// way are finished.
+    ///
+    /// # Errors
+    /// When the listener fails.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), tonic::transport::Error> {
+        let routes = self.routes().await;
+        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+        let service = self.clone();
+        tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(60)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming, async move {
+                shutdown.await;
+                service.close();
+            })
+            .await
+    }
+
+    /// Ends every stream with UNAVAILABLE and takes no more: the daemons go on with the next scheduler.
+    pub fn close(&self) {
+        let mut inner = self.inner.lock();
+        inner.closing = true;
+        let status = || Status::unavailable("the scheduler is shutting down");
+        for (_, announce) in inner.announces.drain() {
+            announce.outlet.end(Some(status()));
+        }
+        for (_, hold) in inner.holds.drain() {
+            hold.end(Some(status()));
+        }
+    }
+
+    /// What the scheduler knows and has done.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.inner.lock().machine.snapshot()
+    }
+
+    /// What the scheduler has done.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.inner.lock().machine.counters()
+    }
+
+    /// Drawn at the start; lease ids are unique within it.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    fn now(&self) -> Tick {
+        Tick(0) + self.started.elapsed()
+    }
+
+    fn wall(&self, tick: Tick) -> prost_types::Timestamp {
+        prost_types::Timestamp::from(self.started_at + tick.since(Tick(0)))
+    }
+
+    fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Lets the machine take a step and does what it says.
+    fn step(self: &Arc<Self>, event: Event) {
+        let mut calls = Vec::new();
+        let sooner = {
+            let mut inner = self.inner.lock();
+            let before = inner.machine.deadline();
+            let mut events = vec![event];
+            while let Some(event) = events.pop() {
+                let mut effects = Vec::new();
+                inner.machine.step(event, self.now(), &mut effects);
+                for effect in effects {
+                    self.perform(&mut inner, effect, &mut events, &mut calls);
+                }
+            }
+            let after = inner.machine.deadline();
+            after.is_some_and(|after| before.is_none_or(|before| after < before))
+        };
+        if sooner {
+            self.sooner.notify_one();
+        }
+        for call in calls {
+            self.spawn(call);
+        }
+    }
+
+    fn perform(&self, inner: &mut Inner, effect: Effect, events: &mut Vec<Event>, calls: &mut Vec<Call>) {
+        match effect {
+            Effect::Answer(stream, task, answer) => {
+                let response = self.response(inner, &task, answer);
+                let Some(announce) = inner.announces.get(&stream) else { return };
+                if !announce.outlet.send(response) {
+                    tracing::warn!(task = %task.id, "a peer does not read its announce stream; closing it");
+                    let why = "the peer does not read its announce stream";
+                    end(inner.announces.remove(&stream), Some(Status::resource_exhausted(why)));
+                    events.push(Event::StreamClosed(stream));
+                }
+            }
+            Effect::Close(stream, ending) => {
+                let status = status(ending);
+                if let Some(status) = &status {
+                    tracing::debug!(code = ?status.code(), why = status.message(), "announce stream refused");
+                }
+                end(inner.announces.remove(&stream), status);
+            }
+            Effect::CloseHold(hold, why) => {
+                if let Some(outlet) = inner.holds.remove(&hold) {
+                    outlet.end(Some(Status::aborted(why)));
+                }
+            }
+            Effect::TriggerSeed { stream, task, host, address } => {
+                let download = inner.announces.get(&stream).and_then(|announce| announce.download.clone());
+                match download {
+                    Some(download) => calls.push(Call::Seed(task, host, address, download)),
+                    None => events.push(Event::SeedFailed { task, host }),
+                }
+            }
+            Effect::Probe { host, address } => calls.push(Call::Probe(host, address)),
+            Effect::Forget(host) => {
+                inner.hosts.remove(&host);
+            }
+        }
+    }
+
+    fn response(
+        &self,
+        inner: &Inner,
+        task: &damselfly_core::TaskKey,
+        answer: Answer,
+    ) -> AnnouncePeerResponse {
+        let (hosts, view) = match &answer {
+            Answer::Parents(_) => (&inner.hosts, inner.machine.task(task)),
+            _ => (&inner.hosts, None),
+        };
+        convert::response(answer, view.as_ref(), hosts, |tick| self.wall(tick))
+    }
+
+    fn spawn(self: &Arc<Self>, call: Call) {
+        let service = self.clone();
+        tokio::spawn(async move {
+            match call {
+                Call::Seed(task, host, address, download) => {
+                    tracing::info!(task = %task.id, host = %host, %address, "triggering a seed");
+                    let download = convert::for_seed(*download);
+                    if let Err(error) = service.outbound.trigger_seed(address, download).await {
+                        tracing::warn!(task = %task.id, host = %host, %error, "the seed was not triggered");
+                        service.step(Event::SeedFailed { task, host });
+                    }
+                }
+                Call::Probe(host, address) => {
+                    let alive = service.outbound.probe(address).await;
+                    service.step(Event::Probed { host, alive });
+                }
+            }
+        });
+    }
+}
+
+fn end(announce: Option<Announce>, status: Option<Status>) {
+    if let Some(announce) = announce {
+        announce.outlet.end(status);
+    }
+}
+
+fn status(ending: Ending) -> Option<Status> {
+    let (code, why) = match ending {
+        Ending::Done => return None,
+        Ending::NotFound(why) => (Code::NotFound, why),
+        Ending::Refused(why) => (Code::FailedPrecondition, why),
+        Ending::Invalid(why) => (Code::InvalidArgument, why),
+        Ending::Superseded(why) => (Code::Aborted, why),
+        Ending::Exhausted(why) => (Code::ResourceExhausted, why),
+    };
+    Some(Status::new(code, why))
+}
+
+/// Ticks the machine whenever its deadline comes. Ends with the service.
+async fn keep_time(service: std::sync::Weak<SchedulerService>, sooner: Arc<Notify>) {
+    loop {
+        let deadline = {
+            let Some(service) = service.upgrade() else { return };
+            let deadline = service.inner.lock().machine.deadline();
+            deadline.map(|at| service.started + at.since(Tick(0)))
+        };
+        // Without a deadline something has to happen first; the bound only lets a dropped service's task end.
+        let at = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+        tokio::select! {
+            () = tokio::time::sleep_until(at) => {
+                let Some(service) = service.upgrade() else { return };
+                service.step(Event::Tick);
+            }
+            () = sooner.notified() => {}
+        }
+    }
+}

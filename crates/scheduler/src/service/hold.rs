@@ -1,0 +1,111 @@
+//! `damselfly.v1.Cluster/Hold`: the stream by which a daemon of ours lives in the scheduler's eyes.
+
+use std::sync::Arc;
+
+use damselfly_api::damselfly::v1 as ours;
+use ours::hold_request::Request;
+use ours::hold_response::Response as Reply;
+use tokio::sync::oneshot;
+use tonic::codegen::BoxStream;
+use tonic::{Response, Status, Streaming};
+
+use super::stream::outlet;
+use super::{Face, SchedulerService, convert, validate};
+use crate::machine::{Event, HoldId, HoldMessage};
+
+#[tonic::async_trait]
+impl ours::cluster_server::Cluster for Face {
+    async fn hold(
+        &self,
+        request: tonic::Request<Streaming<ours::HoldRequest>>,
+    ) -> Result<Response<BoxStream<ours::HoldResponse>>, Status> {
+        self.0.open_hold(request.into_inner())
+    }
+}
+
+impl SchedulerService {
+    fn open_hold(
+        self: &Arc<Self>,
+        requests: Streaming<ours::HoldRequest>,
+    ) -> Result<Response<BoxStream<ours::HoldResponse>>, Status> {
+        let hold = HoldId(self.next_id());
+        let (outlet, inlet, stopped) = outlet(self.config.queue);
+        {
+            let mut inner = self.inner.lock();
+            if inner.closing {
+                return Err(Status::unavailable("the scheduler is shutting down"));
+            }
+            inner.holds.insert(hold, outlet);
+        }
+        tokio::spawn(self.clone().read_hold(hold, requests, stopped));
+        Ok(Response::new(Box::pin(inlet)))
+    }
+
+    async fn read_hold(
+        self: Arc<Self>,
+        hold: HoldId,
+        mut requests: Streaming<ours::HoldRequest>,
+        mut stopped: oneshot::Receiver<()>,
+    ) {
+        let mut greeted = false;
+        let ending = loop {
+            let request = tokio::select! {
+                _ = &mut stopped => break None,
+                request = requests.message() => request,
+            };
+            let message = match request {
+                Ok(Some(ours::HoldRequest { request: Some(message) })) => message,
+                // A later version's message is a sign of life too.
+                Ok(Some(ours::HoldRequest { request: None })) => Request::Beat(ours::Beat::default()),
+                Ok(None) | Err(_) => break None,
+            };
+            if greeted == matches!(message, Request::Hello(_)) {
+                break Some(validate::invalid("request", "hello comes first and once"));
+            }
+            greeted = true;
+            if let Err(status) = self.take_hold(hold, message) {
+                break Some(status);
+            }
+        };
+        self.step(Event::HoldClosed(hold));
+        if let Some(outlet) = self.inner.lock().holds.remove(&hold) {
+            outlet.end(ending);
+        }
+    }
+
+    fn take_hold(self: &Arc<Self>, hold: HoldId, message: Request) -> Result<(), Status> {
+        let message = match message {
+            Request::Hello(hello) => {
+                let mut host = hello.host.ok_or_else(|| validate::invalid("hello.host", "must be given"))?;
+                host.incarnation = Some(hello.incarnation);
+                let address = validate::host(&host)?;
+                tracing::info!(host = %host.id, version = %hello.version, "a daemon holds");
+                let info = convert::host(&host, address);
+                let welcome = ours::Welcome {
+                    epoch: self.epoch,
+                    address: self.config.address.clone(),
+                    ring: self.config.ring.clone(),
+                };
+                let mut inner = self.inner.lock();
+                inner.hosts.insert(info.id.clone(), Arc::new(host));
+                if let Some(outlet) = inner.holds.get(&hold) {
+                    outlet.send(ours::HoldResponse { response: Some(Reply::Welcome(welcome)) });
+                }
+                HoldMessage::Hello(Box::new(info))
+            }
+            Request::Beat(_) | Request::Done(_) => HoldMessage::Beat,
+            Request::Holdings(ours::Holdings { holdings, last }) => {
+                let holdings = holdings.into_iter().map(convert::holding).collect::<Result<_, _>>()?;
+                HoldMessage::Holdings { holdings, last }
+            }
+            Request::Tombstones(ours::Tombstones { tombstones }) => {
+                let tasks =
+                    tombstones.iter().map(|tombstone| convert::task_key(tombstone.kind, &tombstone.id));
+                HoldMessage::Tombstones(tasks.collect::<Result<_, _>>()?)
+            }
+            Request::Leaving(leaving) => HoldMessage::Leaving { restarting: leaving.restarting },
+        };
+        self.step(Event::Hold(hold, message));
+        Ok(())
+    }
+}
