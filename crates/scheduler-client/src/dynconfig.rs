@@ -26,6 +26,13 @@ const SCHEDULER_PORT: u16 = 8002;
 pub enum Source {
     /// Named by flags. The names are resolved at every refresh.
     Join(Vec<Target>),
+    /// Named by flags like [`Source::Join`], while a dynconfig file, if it is there, still says what is blocked.
+    JoinWithBlocks {
+        /// The schedulers.
+        targets: Vec<Target>,
+        /// The file.
+        file: PathBuf,
+    },
     /// A dynconfig file, read at every refresh.
     File(PathBuf),
     /// A manager, asked at every refresh.
@@ -69,7 +76,8 @@ pub enum DynconfigError {
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) schedulers: Names,
-    pub(crate) blocks: BlockList,
+    /// `None`: the block list stays what it was.
+    pub(crate) blocks: Option<BlockList>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -77,6 +85,19 @@ impl Source {
     pub(crate) async fn find(&self, host: &Host, seed: bool, version: &str) -> Result<Found, DynconfigError> {
         match self {
             Self::Join(targets) => resolve(targets).await,
+            Self::JoinWithBlocks { targets, file } => {
+                let mut found = resolve(targets).await?;
+                match Dynconfig::read(file) {
+                    Ok(dynconfig) => found.blocks = Some(dynconfig.into_blocks(seed)),
+                    Err(DynconfigError::Read { source, .. })
+                        if source.kind() == std::io::ErrorKind::NotFound =>
+                    {
+                        found.blocks = Some(BlockList::default());
+                    }
+                    Err(error) => found.warnings.push(format!("the block list stays what it was: {error}")),
+                }
+                Ok(found)
+            }
             Self::File(file) => {
                 let dynconfig = Dynconfig::read(file)?;
                 let mut found = match (&dynconfig.addrs[..], &dynconfig.addr) {
@@ -86,7 +107,7 @@ impl Source {
                         ..Found::default()
                     },
                 };
-                found.blocks = if seed { dynconfig.seed_blocks } else { dynconfig.blocks };
+                found.blocks = Some(dynconfig.into_blocks(seed));
                 Ok(found)
             }
             Self::Manager(manager) => manager.find(host, seed, version).await,
@@ -189,6 +210,10 @@ impl Dynconfig {
             blocks: blocks(raw.client_config, "clientConfig")?,
             seed_blocks: blocks(raw.seed_client_config, "seedClientConfig")?,
         })
+    }
+
+    fn into_blocks(self, seed: bool) -> BlockList {
+        if seed { self.seed_blocks } else { self.blocks }
     }
 
     /// Whether it names a scheduler at all.

@@ -104,9 +104,11 @@ async fn refresh(shared: Arc<Shared>) {
         let pause = match options.source.find(&host, options.seed, &options.version).await {
             Ok(Found { schedulers, blocks, warnings }) => {
                 for warning in warnings {
-                    warn!(warning, "list of schedulers is incomplete");
+                    warn!(warning, "schedulers or block list are incomplete");
                 }
-                *shared.blocks.lock() = Arc::new(blocks);
+                if let Some(blocks) = blocks {
+                    *shared.blocks.lock() = Arc::new(blocks);
+                }
                 shared.source(schedulers);
                 backoff = Backoff::new(LOOKUP_RETRY.min(options.refresh_interval), options.refresh_interval);
                 options.refresh_interval

@@ -59,10 +59,14 @@ impl ManagerSource {
         let config = of_cluster.iter().find_map(|(_, scheduler)| scheduler.scheduler_cluster.as_ref());
         if let Some(config) = config {
             let json = if seed { &config.seed_client_config } else { &config.client_config };
-            found.blocks = match block_list(json) {
-                Ok(blocks) => blocks,
-                Err(why) => return Err(self.failed(format!("its client configuration: {why}"))),
-            };
+            match block_list(json) {
+                Ok(blocks) => found.blocks = Some(blocks),
+                Err(why) => {
+                    found.warnings.push(format!(
+                        "the block list stays what it was: the manager's client configuration: {why}"
+                    ));
+                }
+            }
         }
         Ok(found)
     }

@@ -103,7 +103,8 @@ async fn literal_addresses_come_before_the_name() {
     let found = Source::File(file.clone()).find(&Host::default(), true, "1").await.unwrap();
     let addresses: Vec<String> = found.schedulers.keys().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.0.0.1:8002", "10.0.0.2:9002"]);
-    assert!(found.blocks.check(Kind::Standard, Action::Download, &subject("", "", "for-seeds", 0)).is_err());
+    let blocks = found.blocks.unwrap();
+    assert!(blocks.check(Kind::Standard, Action::Download, &subject("", "", "for-seeds", 0)).is_err());
 
     std::fs::write(&file, "scheduler: {addr: 127.0.0.1}").unwrap();
     let found = Source::File(file).find(&Host::default(), false, "1").await.unwrap();
@@ -111,4 +112,27 @@ async fn literal_addresses_come_before_the_name() {
 
     let missing = Source::File(dir.path().join("none")).find(&Host::default(), false, "1").await;
     assert!(matches!(missing, Err(DynconfigError::Read { .. })));
+}
+
+#[tokio::test]
+async fn flags_name_schedulers_while_the_file_still_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dynconfig.yaml");
+    let source =
+        Source::JoinWithBlocks { targets: vec![Target::parse("10.9.9.9", 1).unwrap()], file: file.clone() };
+    let find = async || source.find(&Host::default(), false, "1").await.unwrap();
+    let nightly = subject("", "", "nightly", 0);
+
+    let found = find().await;
+    assert!(found.blocks.unwrap().check(Kind::Standard, Action::Download, &nightly).is_ok());
+
+    std::fs::write(&file, FULL).unwrap();
+    let found = find().await;
+    assert_eq!(found.schedulers.keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.9.9.9:1"]);
+    assert!(found.blocks.unwrap().check(Kind::Standard, Action::Download, &nightly).is_err());
+
+    std::fs::write(&file, "clientConfig: [").unwrap();
+    let found = find().await;
+    assert!(found.blocks.is_none() && found.warnings.len() == 1, "a broken file lifts no block");
+    assert_eq!(found.schedulers.len(), 1);
 }
