@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use damselfly_actors::config::client_sockets;
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -13,9 +14,6 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-
-/// The system's daemon.
-pub const SYSTEM_SOCKET: &str = "/var/run/dragonfly/dfdaemon.sock";
 
 /// A unix socket connects at once or never; the time is for a daemon whose backlog is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,23 +73,9 @@ pub async fn connect(explicit: Option<&Path>) -> Result<Daemon, ConnectError> {
 
 /// The sockets to try, in order.
 fn candidates(explicit: Option<&Path>) -> Vec<PathBuf> {
-    if let Some(explicit) = explicit {
-        return vec![explicit.to_owned()];
-    }
-    let uid = rustix::process::geteuid();
-    let system = PathBuf::from(SYSTEM_SOCKET);
-    if uid.is_root() {
-        return vec![system];
-    }
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    vec![user_socket(runtime.as_deref(), &std::env::temp_dir(), uid.as_raw()), system]
-}
-
-/// The socket of a user's own daemon.
-fn user_socket(runtime: Option<&Path>, temporary: &Path, uid: u32) -> PathBuf {
-    match runtime {
-        Some(runtime) => runtime.join("dragonfly/dfdaemon.sock"),
-        None => temporary.join(format!("dragonfly-{uid}/dfdaemon.sock")),
+    match explicit {
+        Some(explicit) => vec![explicit.to_owned()],
+        None => client_sockets(rustix::process::geteuid().as_raw(), |name| std::env::var_os(name)),
     }
 }
 
@@ -148,16 +132,6 @@ mod tests {
     #[test]
     fn an_explicit_socket_is_the_only_one() {
         assert_eq!(candidates(Some(Path::new("/x/y.sock"))), [PathBuf::from("/x/y.sock")]);
-    }
-
-    #[test]
-    fn the_users_socket() {
-        let temporary = Path::new("/tmp");
-        assert_eq!(
-            user_socket(Some(Path::new("/run/user/7")), temporary, 7),
-            Path::new("/run/user/7/dragonfly/dfdaemon.sock")
-        );
-        assert_eq!(user_socket(None, temporary, 7), Path::new("/tmp/dragonfly-7/dfdaemon.sock"));
     }
 
     #[test]

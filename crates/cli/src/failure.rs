@@ -10,10 +10,7 @@ use tonic::{Code, Status};
 use crate::exit::Exit;
 use crate::report::Report;
 
-/// Trailing metadata with which our daemon names the reason of a failure for programs; the message is for people.
-pub const REASON_KEY: &str = "x-damselfly-reason";
-
-/// A failure whose reason programs act on. Dragonfly's daemons say it only in their text.
+/// A failure that programs act on. Daemons tell these by their code and text only, Dragonfly's as well as ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// The content does not have the digest that was asked for.
@@ -27,30 +24,18 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The value of [`REASON_KEY`].
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Reason::Digest => "digest",
-            Reason::NoSpace => "no-space",
-            Reason::Path => "path",
-            Reason::Timeout => "timeout",
-        }
-    }
-
-    /// The reason of a failed call, from its metadata, else from its code and text.
+    /// The reason of a failed call, where it is one of these.
     #[must_use]
     pub fn of(status: &Status) -> Option<Self> {
-        let all = [Reason::Digest, Reason::NoSpace, Reason::Path, Reason::Timeout];
-        if let Some(name) = status.metadata().get(REASON_KEY).and_then(|value| value.to_str().ok()) {
-            return all.into_iter().find(|reason| reason.name() == name);
-        }
         let text = status.message().to_ascii_lowercase();
+        let says = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
         match status.code() {
             Code::DeadlineExceeded => Some(Reason::Timeout),
-            _ if text.contains("digest mismatch") => Some(Reason::Digest),
-            _ if text.contains("no space left") || text.contains("not enough space") => Some(Reason::NoSpace),
-            Code::PermissionDenied if text.contains("use fd or stream") => Some(Reason::Path),
+            // What tonic's own deadline becomes, here or at the daemon.
+            Code::Cancelled if says(&["timeout expired"]) => Some(Reason::Timeout),
+            Code::PermissionDenied if says(&["descriptor or stream"]) => Some(Reason::Path),
+            _ if says(&["digest mismatch"]) => Some(Reason::Digest),
+            _ if says(&["no space left", "disk is full", "quota exceeded"]) => Some(Reason::NoSpace),
             _ => None,
         }
     }
@@ -212,16 +197,21 @@ mod tests {
     }
 
     #[test]
-    fn reasons_by_metadata_then_by_text() {
-        let mut named = Status::internal("whatever");
-        named.metadata_mut().insert(REASON_KEY, tonic::metadata::MetadataValue::from_static("no-space"));
-        assert_eq!(Reason::of(&named), Some(Reason::NoSpace));
+    fn reasons_are_told_by_what_daemons_say() {
+        use damselfly_storage::StoreError;
+        use damselfly_transport::local::{ActError, PathError};
+
         let dragonfly = Status::internal("digest mismatch expected: sha256:a, actual: sha256:b");
         assert_eq!(Reason::of(&dragonfly), Some(Reason::Digest));
-        assert_eq!(
-            Reason::of(&Status::permission_denied("foreign caller: use fd or stream")),
-            Some(Reason::Path)
-        );
+        let denied = |why: PathError| Reason::of(&Status::permission_denied(why.to_string()));
+        assert_eq!(denied(PathError::Foreign("/f".into())), Some(Reason::Path));
+        assert_eq!(denied(PathError::Unsupported), Some(Reason::Path));
+        assert_eq!(denied(PathError::Act(ActError::NotPermitted { uid: 1, own: 2 })), Some(Reason::Path));
         assert_eq!(Reason::of(&Status::permission_denied("download rejected by blocklist policy")), None);
+        let source = std::io::Error::from_raw_os_error(28);
+        let full = StoreError::DiskFull { action: "write", path: "/s".into(), source };
+        assert_eq!(Reason::of(&Status::resource_exhausted(full.to_string())), Some(Reason::NoSpace));
+        assert_eq!(Reason::of(&Status::cancelled("Timeout expired")), Some(Reason::Timeout));
+        assert_eq!(Reason::of(&Status::cancelled("task cancelled by a user")), None);
     }
 }

@@ -3,7 +3,9 @@
 //! Each `main` only builds a runtime and calls one `run` here; every `run` returns an [`exit::Exit`].
 
 pub mod dfctl;
+pub mod dfdaemon;
 pub mod dfget;
+pub mod dfscheduler;
 pub mod endpoint;
 pub mod exit;
 pub mod failure;

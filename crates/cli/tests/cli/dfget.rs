@@ -195,7 +195,9 @@ async fn failures_have_their_codes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_may_not_write_sends_the_content() {
     let refusal = || {
-        vec![Step::Fail(Status::permission_denied("caller is in another mount namespace: use fd or stream"))]
+        vec![Step::Fail(Status::permission_denied(
+            "another mount namespace: transfer by descriptor or stream",
+        ))]
     };
     let downloads = Mutex::new([refusal(), whole(CONTENT, 4)].into());
     let fake = Fake::start(Script { downloads, ..Script::default() });
@@ -203,7 +205,9 @@ async fn a_daemon_that_may_not_write_sends_the_content() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(fs::read(fake.output("f")).unwrap(), CONTENT);
     assert!(
-        ended.stderr.contains("dfget: the daemon does not write to this output itself (caller is in another")
+        ended
+            .stderr
+            .contains("dfget: the daemon does not write to this output itself (another mount namespace")
     );
     assert!(ended.stderr.contains("through the daemon's socket (stream)"), "{ended:?}");
 

@@ -38,7 +38,13 @@ fn help_names_what_there_is_and_hides_what_there_is_not() {
 
 #[test]
 fn versions() {
-    for (name, program) in [("dfget", env!("CARGO_BIN_EXE_dfget")), ("dfctl", env!("CARGO_BIN_EXE_dfctl"))] {
+    let programs = [
+        ("dfget", env!("CARGO_BIN_EXE_dfget")),
+        ("dfctl", env!("CARGO_BIN_EXE_dfctl")),
+        ("dfdaemon", env!("CARGO_BIN_EXE_dfdaemon")),
+        ("dfscheduler", env!("CARGO_BIN_EXE_dfscheduler")),
+    ];
+    for (name, program) in programs {
         let (code, stdout, _) = run(program, &["-V"]);
         assert_eq!(code, 0);
         let rest = stdout.strip_prefix(&format!("{name} {} (", env!("CARGO_PKG_VERSION")));
@@ -102,4 +108,28 @@ fn no_daemon_ends_with_3() {
     assert!(stderr.starts_with("Connect Dfdaemon Failed!"), "{stderr}");
 
     assert_eq!(run(env!("CARGO_BIN_EXE_dfctl"), &["status", "-e", "/nowhere/d.sock"]).0, 3);
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_why() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path().to_str().unwrap();
+    let dfdaemon =
+        |arguments: &[&str]| run(env!("CARGO_BIN_EXE_dfdaemon"), &[&["--home", home], arguments].concat());
+    let (code, stdout, stderr) = dfdaemon(&["-c", "/nowhere/dfdaemon.yaml"]);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.starts_with("dfdaemon: ") && stderr.contains("/nowhere/dfdaemon.yaml"), "{stderr}");
+
+    let file = format!("{home}/dfdaemon.yaml");
+    std::fs::write(&file, "download:\n  concurrentPieceCount: 0\n").unwrap();
+    let (code, _, stderr) = dfdaemon(&[]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("concurrentPieceCount") && stderr.contains(&file), "{stderr}");
+
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(dfdaemon(&["--listen", "nowhere"]).0, 2);
+    assert_eq!(dfdaemon(&["--log-max-files", "0"]).0, 2);
+    let (code, _, stderr) = dfdaemon(&["--join", "a:b:c"]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("--join"), "{stderr}");
 }

@@ -7,3 +7,4 @@ mod dfget;
 mod fake;
 mod flags;
 mod interrupted;
+mod servers;
