@@ -95,6 +95,7 @@ pub(crate) fn run() -> Result<(), CoverageError> {
         return Err(CoverageError::Missing);
     }
     let status = cargo().args(arguments()).status().map_err(CoverageError::Start)?;
+    sweep(&root);
     if !status.success() {
         return Err(CoverageError::Failed);
     }
@@ -110,10 +111,25 @@ pub(crate) fn run() -> Result<(), CoverageError> {
 fn arguments() -> Vec<&'static str> {
     let mut arguments = vec!["tarpaulin", "--engine", "llvm", "--workspace", "--exclude", "xtask"];
     arguments.extend(["--skip-clean", "--target-dir", FOLDER, "--out", "json", "--output-dir", FOLDER]);
-    arguments.extend(["--exclude-files", "crates/api/src/gen/*", "--timeout", TIMEOUT, "--color", "never"]);
+    arguments.extend(["--exclude-files", "crates/api/src/gen/*", "target/*", "tests/*", "fuzz/*"]);
+    arguments.extend(["--timeout", TIMEOUT, "--color", "never", "--avoid-cfg-tarpaulin"]);
     // Counters need no debug information, which would be most of what is built.
-    arguments.extend(["--avoid-cfg-tarpaulin", "--rustflags=-Cdebuginfo=0"]);
+    arguments.push("--rustflags=-Cdebuginfo=0");
+    // The privileged tests count too, where they can run.
+    if rustix::process::geteuid().is_root() {
+        arguments.push("--all-features");
+    }
     arguments
+}
+
+/// Removes the counters of programs that tests ran without the environment that says where to put them. They are not
+/// counted, and git ignores them, so what cannot be removed does no harm.
+fn sweep(root: &Path) {
+    let folders = std::fs::read_dir(root.join("crates")).into_iter().flatten().flatten();
+    let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten());
+    for file in files.filter(|file| file.path().extension().is_some_and(|extension| extension == "profraw")) {
+        drop(std::fs::remove_file(file.path()));
+    }
 }
 
 fn by_crate(report: &Report, root: &Path) -> BTreeMap<String, Lines> {
@@ -185,6 +201,20 @@ mod tests {
             [("api".to_owned(), Lines::default()), ("core".to_owned(), Lines { covered: 9, coverable: 20 })];
         assert_eq!(crates, BTreeMap::from(expected));
         assert!(table(&crates).contains("core                   45.0 %  9 of 20"), "{}", table(&crates));
+    }
+
+    #[test]
+    fn stray_counters_are_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("crates/core");
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in ["default_1_2.profraw", "Cargo.toml"] {
+            std::fs::write(folder.join(name), "").unwrap();
+        }
+        sweep(root.path());
+        let left: Vec<_> =
+            std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+        assert_eq!(left, ["Cargo.toml"]);
     }
 
     #[test]
