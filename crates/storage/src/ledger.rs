@@ -53,7 +53,7 @@ impl Ledger {
     ) -> std::io::Result<Result<(), Shortage>> {
         let mut totals = self.totals.lock();
         let space = space()?;
-        if self.shortfall(&totals, needed, space) > 0 {
+        if self.short(&totals, needed, space) != (0, 0) {
             return Ok(Err(Shortage {
                 needed,
                 free: usable(space),
@@ -68,17 +68,15 @@ impl Ledger {
         Ok(Ok(()))
     }
 
-    /// How much must go before `needed` bytes can be admitted.
-    pub(crate) fn missing_room(&self, needed: u64, space: Space) -> u64 {
-        self.shortfall(&self.totals.lock(), needed, space)
+    /// How much must go before `needed` bytes can be admitted: from the file system, and from the store's capacity.
+    pub(crate) fn shortfall(&self, needed: u64, space: Space) -> (u64, u64) {
+        self.short(&self.totals.lock(), needed, space)
     }
 
-    fn shortfall(&self, totals: &Totals, needed: u64, space: Space) -> u64 {
+    fn short(&self, totals: &Totals, needed: u64, space: Space) -> (u64, u64) {
         let disk = needed.saturating_add(totals.pending).saturating_sub(usable(space));
-        let own = self
-            .capacity
-            .map_or(0, |capacity| totals.charged.saturating_add(needed).saturating_sub(capacity));
-        disk.max(own)
+        let own = totals.charged.saturating_add(needed).saturating_sub(self.capacity.unwrap_or(u64::MAX));
+        (disk, own)
     }
 
     /// Promised bytes that the file system accounts for from now on.

@@ -27,6 +27,8 @@ mod tombstone;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use clock::{BootId, Moment};
 pub use error::{Shortage, StoreError};

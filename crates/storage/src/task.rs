@@ -131,6 +131,13 @@ impl Inner {
         })
     }
 
+    /// The content file is being replaced: whoever wants one waits for the next, and nothing begun in this one counts.
+    fn part_with_data(&mut self) {
+        self.data = Weak::new();
+        self.epoch += 1;
+        self.instance += 1;
+    }
+
     fn held_bytes(&self) -> u64 {
         held_bytes(self.header.geometry, &self.pieces.published)
     }

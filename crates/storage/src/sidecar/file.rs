@@ -178,6 +178,11 @@ impl SidecarFile {
         system.write_at(&file, records, offset).map_err(StoreError::at("cannot write", &self.path))
     }
 
+    #[cfg(test)]
+    pub(super) fn overflow_offset(&self) -> u64 {
+        self.overflow.offset
+    }
+
     /// Flushes to the device, and every later header write too.
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
         let file = self.file()?;

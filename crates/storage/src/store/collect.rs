@@ -1,7 +1,6 @@
 //! Making room: by time, and by need.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use damselfly_core::TaskKey;
 
@@ -41,7 +40,8 @@ impl Store {
             None => (space.total, space.total.saturating_sub(space.free).saturating_add(totals.pending)),
         };
         let needed = pressure(total, used, self.options.high_percent, self.options.low_percent);
-        let mut collected = self.remove_by_plan(&now, needed, BATCH);
+        let on_disk = self.shared.ledger.capacity().is_none();
+        let mut collected = self.remove_by_plan(&now, needed, on_disk, BATCH);
         let mut unflushed = self.list();
         unflushed.retain(|task| task.is_unflushed());
         for task in unflushed.iter().take(BATCH) {
@@ -60,34 +60,38 @@ impl Store {
     /// Removes least recently used tasks until `bytes` more can be admitted. What cannot be freed is not removed in
     /// vain: if all that may go is not enough, nothing goes but what expired.
     pub fn make_room(&self, bytes: u64) -> Collected {
-        let Ok(space) = self.shared.system.space(self.shared.layout.root()) else {
-            return Collected::default();
-        };
-        let needed = self.shared.ledger.missing_room(bytes, space);
-        if needed == 0 {
-            return Collected::default();
+        let mut collected = Collected::default();
+        // First for the file system, then for the store's own capacity: a linked file frees only the latter.
+        for on_disk in [true, false] {
+            let Ok(space) = self.shared.system.space(self.shared.layout.root()) else { break };
+            let (disk, own) = self.shared.ledger.shortfall(bytes, space);
+            let needed = if on_disk { disk } else { own };
+            if needed == 0 {
+                continue;
+            }
+            let now = self.now();
+            let facts = self.list().iter().map(|task| task.fact(&now, on_disk)).collect::<Vec<_>>();
+            let may_go =
+                facts.iter().filter(|fact| !fact.in_use && (!fact.persistent || fact.ttl_left.is_zero()));
+            let enough = may_go.map(|fact| fact.freeable).sum::<u64>() >= needed;
+            let part = self.remove_by_plan(&now, if enough { needed } else { 0 }, on_disk, usize::MAX);
+            collected.expired.extend(part.expired);
+            collected.evicted.extend(part.evicted);
+            collected.freed += part.freed;
         }
-        let now = self.now();
-        let may_go: u64 = self
-            .list()
-            .iter()
-            .map(|task| task.fact(&now))
-            .filter(|fact| !fact.in_use && (!fact.persistent || fact.ttl_left == Duration::ZERO))
-            .map(|fact| fact.freeable)
-            .sum();
-        self.remove_by_plan(&now, if may_go < needed { 0 } else { needed }, usize::MAX)
+        collected
     }
 
-    fn remove_by_plan(&self, now: &Moment, needed: u64, limit: usize) -> Collected {
+    fn remove_by_plan(&self, now: &Moment, needed: u64, on_disk: bool, limit: usize) -> Collected {
         let tasks = self.list();
-        let facts: Vec<Fact> = tasks.iter().map(|task| task.fact(now)).collect();
+        let facts: Vec<Fact> = tasks.iter().map(|task| task.fact(now, on_disk)).collect();
         let plan = plan(&facts, needed);
         let mut collected = Collected { more: plan.len() > limit, ..Collected::default() };
         for (index, reason) in plan.into_iter().take(limit) {
             let task = &tasks[index];
             match self.remove(task) {
                 Ok(bytes) => {
-                    collected.freed += bytes.min(facts[index].freeable);
+                    collected.freed += facts[index].freeable;
                     let list = match reason {
                         Reason::Expired => &mut collected.expired,
                         Reason::Evicted => &mut collected.evicted,

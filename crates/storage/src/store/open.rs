@@ -138,10 +138,11 @@ fn load(
         }
     };
     let Loaded { file, mut header, mut held, crcs } = loaded;
+    let mut suspect = !clean || header.suspect;
     if header.linked.is_some_and(|linked| linked.inode != data.ino()) {
-        // The linked file was replaced and the sidecar could not say so any more.
+        // The linked file was replaced just before a crash, or the whole store was copied: what is right will show.
         header.linked = None;
-        held = damselfly_core::PieceSet::new(held.count());
+        suspect = true;
     }
     let resize = |length: u64| {
         let file = File::options().write(true).open(&paths.data);
@@ -167,7 +168,6 @@ fn load(
             resize(geometry.content_length())?;
         }
     }
-    let suspect = !clean || header.suspect;
     let task = TaskContent::assemble(Arc::clone(shared), paths, file, header, held, crcs, suspect);
     task.punch_missing(data.blocks().saturating_mul(512));
     Ok(Some(task))

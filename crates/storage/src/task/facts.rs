@@ -1,11 +1,13 @@
 //! Changes of a task's metadata. Each is one header write, and nothing when nothing changes.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use damselfly_core::download::Validator;
 
-use super::{MAX_PIECES, Pieces, TaskContent};
+use super::{MAX_PIECES, Pieces, TaskContent, held_bytes};
 use crate::clock::{Lifetime, Moment};
 use crate::error::StoreError;
 use crate::meta::{Facts, contradict};
@@ -202,11 +204,22 @@ impl TaskContent {
     }
 
     /// What the eviction policy wants to know.
-    pub(crate) fn fact(&self, now: &Moment) -> Fact {
+    ///
+    /// `on_disk`: bytes count as freeable if the file system would get them back. A file that a caller's output is
+    /// linked to stays after all; of the store's own capacity it frees its share all the same.
+    pub(crate) fn fact(&self, now: &Moment, on_disk: bool) -> Fact {
+        let linked = self.inner.lock().header.linked.is_some();
+        let shared = on_disk && linked && fs::metadata(&self.paths.data).is_ok_and(|data| data.nlink() > 1);
         let inner = self.inner.lock();
         let used = self.used(&inner.header, now);
+        let pieces = |set| held_bytes(inner.header.geometry, set);
+        let freeable = match (on_disk, shared) {
+            (true, true) => 0,
+            (true, false) => pieces(&inner.pieces.allocated),
+            (false, _) => pieces(&inner.pieces.published) + pieces(&inner.pieces.reserved),
+        };
         Fact {
-            freeable: if inner.header.linked.is_some() { 0 } else { inner.held_bytes() },
+            freeable,
             idle: used.age(now),
             ttl_left: inner.header.lifetime.left(&used, now),
             in_use: self.in_use(),

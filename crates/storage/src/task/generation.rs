@@ -67,8 +67,7 @@ impl TaskContent {
         let (header, count) = {
             let mut inner = self.inner.lock();
             self.drop_pieces(&mut inner);
-            inner.epoch += 1;
-            inner.instance += 1;
+            inner.part_with_data();
             let mut header = inner.header.clone();
             header.linked = None;
             header.finished = None;
@@ -127,8 +126,7 @@ impl TaskContent {
             let mut inner = self.inner.lock();
             self.drop_pieces(&mut inner);
             inner.pieces = Pieces::default();
-            inner.epoch += 1;
-            inner.instance += 1;
+            inner.part_with_data();
             inner.streaming = false;
             inner.header = header;
         }
@@ -167,6 +165,8 @@ impl TaskContent {
         self.drop_pieces(&mut inner);
         inner.epoch += 1;
         inner.life = Life::Gone;
+        drop(inner);
+        self.announce();
     }
 
     /// Runs `work` with the sidecar locked, and what is known of the content file's links.

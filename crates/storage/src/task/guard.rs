@@ -122,7 +122,7 @@ impl TaskContent {
     /// Ends the task if nobody uses it; afterwards nobody can begin to. `while_served`: readers do not matter, what
     /// they opened stays theirs. Returns the bytes that were held.
     pub(crate) fn end(&self, while_served: bool) -> Result<u64, StoreError> {
-        let freed = {
+        let held = {
             let mut inner = self.inner.lock();
             self.live(&inner)?;
             let how = match self.current_use() {
@@ -136,11 +136,11 @@ impl TaskContent {
             }
             inner.life = Life::Gone;
             inner.epoch += 1;
-            let freed = inner.held_bytes();
+            let held = inner.held_bytes();
             self.drop_pieces(&mut inner);
-            freed
+            held
         };
         self.announce();
-        Ok(freed)
+        Ok(held)
     }
 }

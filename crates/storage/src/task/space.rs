@@ -28,31 +28,37 @@ impl TaskContent {
     /// [`StoreError::NoSpace`] with the numbers; nothing is reserved then.
     pub fn reserve(&self, pieces: &PieceSet) -> Result<(), StoreError> {
         self.forget_what_is_linked()?;
-        let (fresh, geometry, file, instance) = self.with_data(|inner, file| {
-            let Some(geometry) = inner.header.geometry else {
-                return Err(StoreError::NoGeometry(self.key.clone()));
-            };
-            let known = &inner.pieces;
-            let missing =
-                |&number: &u32| !known.published.contains(number) && !known.reserved.contains(number);
+        let missing = |inner: &Inner| {
+            let geometry = inner.header.geometry.ok_or_else(|| StoreError::NoGeometry(self.key.clone()))?;
+            let (held, reserved) = (&inner.pieces.published, &inner.pieces.reserved);
             let mut fresh = PieceSet::new(geometry.piece_count());
-            pieces.iter().filter(missing).for_each(|number| {
+            for number in pieces.iter().filter(|&number| !held.contains(number) && !reserved.contains(number))
+            {
                 fresh.insert(number);
-            });
-            if fresh.is_empty() {
-                return Ok((fresh, geometry, file, inner.instance));
             }
-            let needed = bytes_of(geometry, fresh.iter());
-            self.admit(needed)?;
-            for number in fresh.iter() {
+            Ok((bytes_of(geometry, fresh.iter()), fresh, geometry))
+        };
+        let (asked, ..) = {
+            let inner = self.inner.lock();
+            self.live(&inner)?;
+            missing(&inner)?
+        };
+        if asked == 0 {
+            return Ok(());
+        }
+        self.admit(asked)?;
+        let reserved = self.with_data(|inner, file| {
+            // What came in or was reserved meanwhile is accounted for already.
+            let (needed, fresh, geometry) = missing(inner)?;
+            let extra = asked.saturating_sub(needed);
+            self.shared.ledger.release(extra, extra);
+            fresh.iter().for_each(|number| {
                 inner.pieces.reserved.insert(number);
-                if inner.pieces.allocated.contains(number) {
-                    // Its blocks were never given back.
-                    self.shared.ledger.backed(bytes_of(geometry, std::iter::once(number)));
-                }
-            }
-            Ok((fresh, geometry, file, inner.header.generation))
-        })?;
+            });
+            Ok((fresh, geometry, file, inner.instance))
+        });
+        let (fresh, geometry, file, instance) =
+            reserved.inspect_err(|_| self.shared.ledger.release(asked, asked))?;
         for (offset, length) in runs(fresh.iter().filter_map(|number| geometry.piece(number))) {
             match self.shared.system.allocate(&file, offset, length) {
                 Ok(true) => self.allocated(instance, geometry, offset, length),

@@ -1,0 +1,11 @@
+//! The store as its users see it, on a machine that can be stopped, filled and damaged.
+
+mod boot;
+mod collect;
+mod crash;
+mod model;
+mod opening;
+mod outputs;
+mod room;
+mod slots;
+mod units;

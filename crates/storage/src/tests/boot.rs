@@ -1,0 +1,129 @@
+use std::time::Duration;
+
+use damselfly_core::{Algorithm, ByteRange, Class};
+
+use crate::StoreError;
+use crate::testing::{Bench, bytes, complete, fetch, key, put};
+
+/// A complete task with piece 2 of 5 damaged while the store was closed.
+fn damaged(bench: &Bench, clean: bool) -> Vec<u8> {
+    let content = bytes(3, 5000);
+    let store = bench.open();
+    drop(complete(&store, &key(1), &content, 1000));
+    if clean {
+        store.shutdown().unwrap();
+    }
+    drop(store);
+    bench.corrupt(&key(1), "data", 2500);
+    content
+}
+
+#[test]
+fn after_a_kill_every_piece_is_verified_before_its_first_use() {
+    let bench = Bench::new();
+    let content = damaged(&bench, false);
+    let store = bench.open();
+    let task = store.get(&key(1)).unwrap();
+    let changes = task.changes();
+    assert!(task.is_complete(), "found out only when used");
+    assert_eq!(fetch(&task, 1).unwrap(), &content[1000..2000]);
+    assert!(!changes.has_changed().unwrap());
+    assert_eq!(fetch(&task, 2), None);
+    assert!(changes.has_changed().unwrap());
+    assert_eq!(task.pieces().missing().collect::<Vec<_>>(), [2]);
+    put(&task, &content, 2);
+    assert_eq!(fetch(&task, 2).unwrap(), &content[2000..3000]);
+    drop((task, store));
+    assert!(bench.open().get(&key(1)).unwrap().is_complete());
+}
+
+#[test]
+fn nothing_unverified_leaves_by_any_way() {
+    let read = |offset: u64, length: usize| {
+        let bench = Bench::new();
+        let content = damaged(&bench, false);
+        let store = bench.open();
+        let mut buffer = vec![0; length];
+        let task = store.get(&key(1)).unwrap();
+        let read = task.read_at(offset, &mut buffer);
+        if let Ok(count) = read {
+            let start = usize::try_from(offset).unwrap();
+            assert_eq!(buffer[..count], content[start..start + count]);
+        }
+        read.map_err(|error| (error.kind(), StoreError::class_of(&error)))
+    };
+    assert_eq!(read(0, 5000), Ok(2000), "up to the damage");
+    assert_eq!(read(2100, 10), Err((std::io::ErrorKind::NotFound, Class::Retry)));
+    assert_eq!(read(3500, 5000), Ok(1500));
+    assert_eq!(read(5000, 10), Ok(0));
+
+    let bench = Bench::new();
+    damaged(&bench, false);
+    let store = bench.open();
+    let task = store.get(&key(1)).unwrap();
+    let error = task.digest(Algorithm::Sha256).unwrap_err();
+    assert!(matches!(error, StoreError::Missing { first: 2, count: 1, .. }), "{error}");
+    let held = task.verify_range(ByteRange { start: 900, length: 2000 }).unwrap();
+    assert_eq!(held.iter().collect::<Vec<_>>(), [0, 1]);
+}
+
+#[test]
+fn a_clean_shutdown_in_this_boot_is_trusted() {
+    let bench = Bench::new();
+    damaged(&bench, true);
+    let task = bench.open().get(&key(1)).unwrap();
+    assert!(task.piece(2).unwrap().is_some(), "not read, or the damage would have been found");
+}
+
+#[test]
+fn the_marker_counts_once() {
+    let bench = Bench::new();
+    damaged(&bench, true);
+    drop(bench.open());
+    let task = bench.open().get(&key(1)).unwrap();
+    assert!(task.piece(2).unwrap().is_none());
+}
+
+#[test]
+fn the_marker_of_another_boot_does_not_count() {
+    let bench = Bench::new();
+    damaged(&bench, true);
+    bench.system.reboot(9, Duration::from_secs(60));
+    let task = bench.open().get(&key(1)).unwrap();
+    assert!(task.piece(2).unwrap().is_none());
+}
+
+#[test]
+fn a_clean_shutdown_does_not_vouch_for_what_was_never_verified() {
+    let bench = Bench::new();
+    let content = damaged(&bench, false);
+    let store = bench.open();
+    assert_eq!(fetch(&store.get(&key(1)).unwrap(), 0).unwrap(), &content[..1000]);
+    store.shutdown().unwrap();
+    drop(store);
+    let store = bench.open();
+    let task = store.get(&key(1)).unwrap();
+    assert!(task.piece(2).unwrap().is_none());
+    // Once everything is verified, the next clean shutdown vouches for it again.
+    put(&task, &content, 2);
+    task.digest(Algorithm::Crc32).unwrap();
+    store.shutdown().unwrap();
+    drop((task, store));
+    bench.corrupt(&key(1), "data", 2500);
+    assert!(bench.open().get(&key(1)).unwrap().piece(2).unwrap().is_some());
+}
+
+#[test]
+fn nothing_is_published_after_the_shutdown() {
+    let bench = Bench::new();
+    let content = bytes(1, 100);
+    let store = bench.open();
+    let task = crate::testing::begin(&store, &key(1), &content, 50);
+    let mut slot = task.slot(0).unwrap();
+    slot.write_at(0, &content[..50]).unwrap();
+    store.shutdown().unwrap();
+    let error = slot.commit(damselfly_core::Crc::of(&content[..50])).unwrap_err();
+    assert!(matches!(error, StoreError::Closed));
+    assert!(matches!(task.slot(1), Err(StoreError::Closed)));
+    assert!(matches!(store.get_or_create(&key(2), crate::NewTask::default()), Err(StoreError::Closed)));
+}
