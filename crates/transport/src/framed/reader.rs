@@ -1,0 +1,143 @@
+//! The client's side, and reading requests.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use prost::Message;
+use tonic::body::Body;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tower::{Service, ServiceExt};
+
+use super::{Decoder, FRAME_HEADER, Incoming, frame};
+
+/// The longest message that is held whole. A started message lists every piece, about 20 bytes each.
+const MAX_MESSAGE: usize = 64 << 20;
+/// The longest request.
+const MAX_REQUEST: usize = 4 << 20;
+
+/// Calls a method that answers with a stream of messages, whose content at field path `content` is to be handed out
+/// as it arrives. `path` is `/package.Service/Method`.
+///
+/// # Errors
+/// The status the server refused the call with, or UNAVAILABLE when it could not be reached.
+pub async fn call<M: Message + Default>(
+    channel: &Channel,
+    path: &'static str,
+    request: &impl Message,
+    content: &'static [u32],
+) -> Result<FrameReader<M>, Status> {
+    let body = frame(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let request = http::Request::post(path)
+        .header(http::header::CONTENT_TYPE, "application/grpc")
+        .header(http::header::TE, "trailers")
+        .body(Body::new(Full::new(body)))
+        .map_err(|error| Status::internal(format!("cannot form a request to {path}: {error}")))?;
+    let unavailable = |error| Status::from_error(Box::<dyn std::error::Error + Send + Sync>::from(error));
+    let mut channel = channel.clone();
+    let ready: &mut Channel = channel.ready().await.map_err(unavailable)?;
+    let response = ready.call(request).await.map_err(unavailable)?;
+    FrameReader::new(response, content)
+}
+
+/// Reads the messages of one response.
+#[derive(Debug)]
+pub struct FrameReader<M> {
+    body: Body,
+    decoder: Decoder<M>,
+    ended: bool,
+}
+
+impl<M: Message + Default> FrameReader<M> {
+    /// Reads `response`; `content` are the field numbers from `M` down to the content.
+    ///
+    /// # Errors
+    /// The status, when the server refused the call.
+    pub fn new(response: http::Response<Body>, content: &'static [u32]) -> Result<Self, Status> {
+        let (head, body) = response.into_parts();
+        if let Some(status) = Status::from_header_map(&head.headers)
+            && status.code() != Code::Ok
+        {
+            return Err(status);
+        }
+        if head.status != http::StatusCode::OK {
+            return Err(Status::unknown(format!("the server answered with HTTP status {}", head.status)));
+        }
+        Ok(Self { body, decoder: Decoder::new(content, MAX_MESSAGE), ended: false })
+    }
+
+    /// The next message, or part of one; `None` at the end of a stream whose status is OK.
+    ///
+    /// May be dropped and called again without losing anything.
+    ///
+    /// # Errors
+    /// The stream's status, also when it ends within a message or without a status.
+    pub async fn next(&mut self) -> Result<Option<Incoming<M>>, Status> {
+        loop {
+            if let Some(event) = self.decoder.decode().map_err(|error| Status::internal(error.to_string()))? {
+                return Ok(Some(event));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            let Some(frame) = self.body.frame().await else {
+                return Err(Status::unavailable("the stream ended without a status"));
+            };
+            match frame?.into_data() {
+                Ok(bytes) => self.decoder.feed(bytes),
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        self.finish(&trailers)?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, trailers: &http::HeaderMap) -> Result<(), Status> {
+        let status = Status::from_header_map(trailers)
+            .unwrap_or_else(|| Status::unavailable("the stream ended without a status"));
+        if status.code() != Code::Ok {
+            return Err(status);
+        }
+        if !self.decoder.is_between_messages() {
+            return Err(Status::internal("the stream ended within a message"));
+        }
+        self.ended = true;
+        Ok(())
+    }
+}
+
+/// Reads the one message of a request whose response is written by hand.
+///
+/// # Errors
+/// The status to refuse the call with.
+pub async fn read_request<M, B>(body: B) -> Result<M, Status>
+where
+    M: Message + Default,
+    B: http_body::Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let mut body = std::pin::pin!(body);
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Status::cancelled(format!("the request broke off: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > MAX_REQUEST {
+            return Err(Status::resource_exhausted(format!("a request has at most {MAX_REQUEST} bytes")));
+        }
+        bytes.put(data);
+    }
+    let bytes = bytes.freeze();
+    let Some((header, message)) = bytes.split_first_chunk::<FRAME_HEADER>() else {
+        return Err(Status::invalid_argument("the request has no message"));
+    };
+    let [flag, length @ ..] = *header;
+    if flag != 0 {
+        return Err(Status::unimplemented("compressed requests are not supported"));
+    }
+    if u32::from_be_bytes(length) as usize != message.len() {
+        return Err(Status::invalid_argument("the request's message has another length than announced"));
+    }
+    M::decode(bytes.slice(FRAME_HEADER..))
+        .map_err(|error| Status::invalid_argument(format!("malformed request: {error}")))
+}
