@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use damselfly_scheduler_client::{ClientError, Departure};
+use damselfly_scheduler_client::{ClientError, Departure, DynconfigError};
 use damselfly_source::SourceError;
 use damselfly_storage::StoreError;
 use ractor::{Actor, ActorRef, SpawnErr};
@@ -44,6 +44,9 @@ pub enum StartError {
     /// No address can be announced.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// The dynconfig file makes no sense.
+    #[error(transparent)]
+    Dynconfig(DynconfigError),
     /// The HTTP client cannot be made.
     #[error("cannot prepare for talking to origins: {0}")]
     Origin(#[source] SourceError),

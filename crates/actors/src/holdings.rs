@@ -43,7 +43,7 @@ fn holding(content: &Arc<TaskContent>) -> Option<Holding> {
         generation: meta.generation,
         content_length: Some(geometry.content_length()),
         piece_length: geometry.piece_length(),
-        bitmap: if held.is_full() { Vec::new().into() } else { held.to_bytes().into() },
+        bitmap: if held.is_full() { Vec::new() } else { held.to_bytes() },
         ttl_left: wire::duration(meta.ttl_left),
         replica_target: 0,
         persistent: meta.persistent,

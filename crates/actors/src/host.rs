@@ -82,7 +82,7 @@ fn percent(part: u64, whole: u64) -> f64 {
 
 /// The network's limits in bits per second, as schedulers and children weigh this host by them.
 #[must_use]
-pub fn network(config: &Config) -> common::Network {
+pub(crate) fn network(config: &Config) -> common::Network {
     let most = config.upload.bandwidth_limit.saturating_mul(8);
     common::Network {
         location: config.host.location.clone(),

@@ -9,7 +9,7 @@ pub mod connections;
 pub mod daemon;
 pub mod engine;
 mod holdings;
-mod host;
+pub mod host;
 pub mod kit;
 pub mod listeners;
 pub mod live;

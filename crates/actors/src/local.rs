@@ -6,6 +6,7 @@
 
 mod control;
 mod download;
+mod framed;
 pub(crate) mod message;
 mod own;
 pub(crate) mod stat;
@@ -14,9 +15,11 @@ mod status;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::routing::post;
 use damselfly_api::damselfly::v1::local_server::LocalServer;
 use damselfly_api::dfdaemon::v2::dfdaemon_download_server::DfdaemonDownloadServer;
 use damselfly_core::TaskKey;
+use damselfly_transport::BufferPool;
 use damselfly_transport::local::Caller;
 use tonic::Status;
 use tonic::service::Routes;
@@ -26,14 +29,24 @@ pub use download::DownloadService;
 pub use own::LocalService;
 pub use status::Facts as StatusFacts;
 
+/// Memory for content on its way to clients of the socket.
+const STREAM_BUDGET: u64 = 32 << 20;
+
 /// Everything the unix socket answers.
-#[must_use]
 pub fn router(engine: &Arc<Engine>, facts: Arc<StatusFacts>, health: Routes) -> Router {
     let download = DfdaemonDownloadServer::new(DownloadService::new(Arc::clone(engine)))
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX);
     let own = LocalServer::new(LocalService::new(Arc::clone(engine), facts));
-    health.add_service(download).add_service(own).into_axum_router()
+    let framing = framed::Framing {
+        engine: Arc::clone(engine),
+        buffers: BufferPool::new(STREAM_BUDGET, BufferPool::DEFAULT_SIZE),
+    };
+    let framed = Router::new()
+        .route("/dfdaemon.v2.DfdaemonDownload/DownloadTask", post(framed::download_task))
+        .route("/damselfly.v1.Local/ReadTask", post(framed::read_task))
+        .with_state(framing);
+    health.add_service(download).add_service(own).into_axum_router().merge(framed)
 }
 
 /// Who sent this request. Every connection of the socket puts it there.

@@ -176,20 +176,6 @@ pub async fn output(
     }))
 }
 
-/// A download of a caller on this host, told without content.
-///
-/// # Errors
-/// As [`prepare`] and [`output`].
-pub async fn tell(
-    engine: &Arc<Engine>,
-    caller: Arc<Caller>,
-    download: Download,
-) -> Result<BoxStream<dfdaemon::DownloadTaskResponse>, Status> {
-    let output = output(engine, &caller, &download).await?;
-    let prepared = prepare(engine, download, Some(caller.uid))?;
-    messages(engine, prepared, output).await
-}
-
 /// A download asked for over the network: a scheduler triggers a seed, or another program watches one.
 ///
 /// # Errors
@@ -204,16 +190,8 @@ pub async fn remote(
         ));
     }
     let prepared = prepare(engine, download, None)?;
-    messages(engine, prepared, None).await
-}
-
-async fn messages(
-    engine: &Arc<Engine>,
-    prepared: Prepared,
-    output: Option<Output>,
-) -> Result<BoxStream<dfdaemon::DownloadTaskResponse>, Status> {
     let task = prepared.key.id.to_string();
-    let mut items = start(engine, prepared, Telling::Pieces { content: false }, output);
+    let mut items = start(engine, prepared, Telling::Pieces { content: false }, None);
     // A refusal before anything was told is the call's status, not the stream's.
     let first = items
         .recv()

@@ -23,6 +23,7 @@ use crate::engine::Engine;
 use crate::kit::Seat;
 use crate::output::Output;
 use crate::tasks::Wish;
+pub(crate) use deliver::part;
 pub use item::{Item, Started};
 pub use verdict::status_of;
 

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use damselfly_core::download::Config as MachineConfig;
 use damselfly_scheduler_client::{
-    Cluster, ClusterOptions, Dynconfig, Holdings, HostProvider, ManagerSource, Order, Source,
+    Cluster, ClusterOptions, Dynconfig, DynconfigError, Holdings, HostProvider, ManagerSource, Order, Source,
 };
 use damselfly_source::Origin;
 use damselfly_storage::Store;
@@ -61,6 +61,8 @@ struct Sockets {
 /// Whom the daemon asks, and whether it answers itself.
 struct Scheduling {
     source: Option<Source>,
+    /// The dynconfig file, where there is one: its block list counts whoever schedules.
+    file: Option<PathBuf>,
     embed: EmbeddedScheduler,
     addresses: Addresses,
     joined: Vec<SocketAddr>,
@@ -70,8 +72,23 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::System { what, source }
 }
 
+/// The dynconfig file. One that cannot be understood is refused: going on without it would be another cluster.
+fn dynconfig(config: &Config) -> Result<Option<Dynconfig>, StartError> {
+    match Dynconfig::read(&config.dynconfig.path) {
+        Ok(dynconfig) => Ok(Some(dynconfig)),
+        Err(DynconfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            if config.dynconfig.named {
+                tracing::warn!(file = %config.dynconfig.path.display(), "dynconfig not found, going on without");
+            }
+            Ok(None)
+        }
+        Err(why) => Err(StartError::Dynconfig(why)),
+    }
+}
+
 async fn scheduling(config: &Config) -> Result<Scheduling, StartError> {
-    let dynconfig = Dynconfig::read(&config.dynconfig.path).ok();
+    let dynconfig = dynconfig(config)?;
+    let file = dynconfig.is_some().then(|| config.dynconfig.path.clone());
     let named = dynconfig.filter(|dynconfig| dynconfig.addr.is_some() || !dynconfig.addrs.is_empty());
     let choice = SchedulerSource::decide(
         &config.join,
@@ -98,7 +115,10 @@ async fn scheduling(config: &Config) -> Result<Scheduling, StartError> {
     let own = SocketAddr::new(addresses.announce, config.scheduler.listen.port.number);
     let embed = EmbeddedScheduler::decide(config.scheduler.embedded, &choice, own, &joined);
     let source = match choice {
-        SchedulerSource::Join(targets) => Some(Source::Join(targets)),
+        SchedulerSource::Join(targets) => Some(match &file {
+            Some(file) => Source::JoinWithBlocks { targets, file: file.clone() },
+            None => Source::Join(targets),
+        }),
         SchedulerSource::Manager(addr) => Some(Source::Manager(Box::new(ManagerSource {
             addr,
             tls: config.manager.tls.clone(),
@@ -111,7 +131,7 @@ async fn scheduling(config: &Config) -> Result<Scheduling, StartError> {
         SchedulerSource::Dynconfig(path) => Some(Source::File(path)),
         SchedulerSource::Own => None,
     };
-    Ok(Scheduling { source, embed, addresses, joined })
+    Ok(Scheduling { source, file, embed, addresses, joined })
 }
 
 fn bind(
@@ -294,7 +314,11 @@ fn cluster(
             host: scheduling.addresses.announce.to_string(),
             port: own.port(),
         });
-        Source::Join(own.into_iter().collect())
+        let targets = own.into_iter().collect();
+        match &scheduling.file {
+            Some(file) => Source::JoinWithBlocks { targets, file: file.clone() },
+            None => Source::Join(targets),
+        }
     });
     Cluster::start(ClusterOptions {
         source,

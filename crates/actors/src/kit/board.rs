@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 /// One actor's line on the board.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,24 +23,42 @@ struct Seats {
 
 /// Every live actor of one daemon, with the state it last published. Reading it never waits for a mailbox.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<Seats>>);
+pub struct Board(Arc<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    seats: Mutex<Seats>,
+    /// How many are taken.
+    taken: watch::Sender<usize>,
+}
+
+impl Table {
+    fn change<T>(&self, change: impl FnOnce(&mut Seats) -> T) -> T {
+        let mut seats = self.seats.lock();
+        let changed = change(&mut seats);
+        self.taken.send_replace(seats.taken.len());
+        changed
+    }
+}
 
 impl Board {
     /// Takes a seat for an actor; dropping the seat leaves the board, however the actor ends.
     #[must_use]
     pub fn sit(&self, path: impl Into<String>) -> Seat {
-        let mut seats = self.0.lock();
-        let number = seats.next;
-        seats.next += 1;
         let snapshot = Snapshot { path: path.into(), state: String::new() };
-        seats.taken.insert(number, snapshot);
+        let number = self.0.change(|seats| {
+            let number = seats.next;
+            seats.next += 1;
+            seats.taken.insert(number, snapshot);
+            number
+        });
         Seat { board: self.clone(), number }
     }
 
     /// All live actors, ordered by path.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
-        let mut all: Vec<_> = self.0.lock().taken.values().cloned().collect();
+        let mut all: Vec<_> = self.0.seats.lock().taken.values().cloned().collect();
         all.sort_by(|a, b| a.path.cmp(&b.path));
         all
     }
@@ -47,7 +66,13 @@ impl Board {
     /// How many actors live.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.lock().taken.len()
+        self.0.seats.lock().taken.len()
+    }
+
+    /// Follows how many actors live: changes whenever one sits down or leaves.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<usize> {
+        self.0.taken.subscribe()
     }
 
     /// Whether no actor lives.
@@ -67,7 +92,7 @@ pub struct Seat {
 impl Seat {
     /// Publishes what the actor is doing now.
     pub fn show(&self, state: impl Into<String>) {
-        if let Some(snapshot) = self.board.0.lock().taken.get_mut(&self.number) {
+        if let Some(snapshot) = self.board.0.seats.lock().taken.get_mut(&self.number) {
             snapshot.state = state.into();
         }
     }
@@ -75,7 +100,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.board.0.lock().taken.remove(&self.number);
+        self.board.0.change(|seats| seats.taken.remove(&self.number));
     }
 }
 

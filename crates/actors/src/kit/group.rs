@@ -81,6 +81,7 @@ pub enum GroupMsg {
     Poke,
 }
 
+#[derive(Debug)]
 struct Running {
     child: Child,
     cell: Option<ActorCell>,
@@ -89,6 +90,7 @@ struct Running {
 }
 
 /// A group's state.
+#[derive(Debug)]
 pub struct GroupState {
     args: GroupArgs,
     running: Vec<Running>,

@@ -8,7 +8,6 @@ use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::dfdaemon_download_server::DfdaemonDownload;
 use damselfly_core::{Kind, TaskId, TaskKey};
 use damselfly_scheduler_client::Departure;
-use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::{caller_of, may_change, stat};
@@ -41,16 +40,6 @@ impl DownloadService {
 
 #[tonic::async_trait]
 impl DfdaemonDownload for DownloadService {
-    async fn download_task(
-        &self,
-        request: Request<dfdaemon::DownloadTaskRequest>,
-    ) -> Result<Response<BoxStream<dfdaemon::DownloadTaskResponse>>, Status> {
-        let caller = caller_of(&request)?;
-        let download =
-            request.into_inner().download.ok_or_else(|| Status::invalid_argument("missing download"))?;
-        crate::request::tell(&self.engine, caller, download).await.map(Response::new)
-    }
-
     async fn stat_task(
         &self,
         request: Request<dfdaemon::StatTaskRequest>,

@@ -8,7 +8,7 @@ use crate::stream::{Item, Started};
 
 /// Turns one client's items into messages.
 #[derive(Clone, Debug)]
-pub struct Teller {
+pub(crate) struct Teller {
     host: String,
     task: String,
     peer: String,
@@ -17,12 +17,12 @@ pub struct Teller {
 impl Teller {
     /// For one client of `task` on this `host`.
     #[must_use]
-    pub fn new(host: String, task: String) -> Self {
+    pub(crate) fn new(host: String, task: String) -> Self {
         Self { host, task, peer: String::new() }
     }
 
     /// The item's message; content goes beside it. `None` for what Dragonfly's clients do not know.
-    pub fn message(&mut self, item: &Item) -> Option<dfdaemon::DownloadTaskResponse> {
+    pub(crate) fn message(&mut self, item: &Item) -> Option<dfdaemon::DownloadTaskResponse> {
         let response = match item {
             Item::Started(started) => {
                 self.peer = started.peer_id.to_string();

@@ -18,7 +18,7 @@ fn parse(id: &str) -> Result<TaskId, Status> {
 ///
 /// # Errors
 /// The scheduler's NOT_FOUND and everything else as INTERNAL, as Dragonfly's daemon answers; UNAVAILABLE without one.
-pub async fn stat_task(engine: &Engine, id: &str) -> Result<common::Task, Status> {
+pub(crate) async fn stat_task(engine: &Engine, id: &str) -> Result<common::Task, Status> {
     let id = parse(id)?;
     let handle =
         engine.cluster.pick(&id).ok_or_else(|| Status::unavailable("no scheduler can be reached"))?;
@@ -32,7 +32,7 @@ pub async fn stat_task(engine: &Engine, id: &str) -> Result<common::Task, Status
 ///
 /// # Errors
 /// NOT_FOUND when it does not.
-pub fn stat_local(engine: &Engine, id: &str) -> Result<StatLocalTaskResponse, Status> {
+pub(crate) fn stat_local(engine: &Engine, id: &str) -> Result<StatLocalTaskResponse, Status> {
     let key = TaskKey { kind: Kind::Standard, id: parse(id)? };
     let content = engine.store.get(&key);
     content
@@ -42,7 +42,7 @@ pub fn stat_local(engine: &Engine, id: &str) -> Result<StatLocalTaskResponse, St
 
 /// Every standard task of this host.
 #[must_use]
-pub fn list_local(engine: &Engine) -> Vec<StatLocalTaskResponse> {
+pub(crate) fn list_local(engine: &Engine) -> Vec<StatLocalTaskResponse> {
     let all = engine.store.list();
     all.iter()
         .filter(|content| content.key().kind == Kind::Standard)
@@ -72,7 +72,7 @@ fn describe(engine: &Engine, content: &Arc<TaskContent>) -> StatLocalTaskRespons
 ///
 /// # Errors
 /// NOT_FOUND when this host does not have it, FAILED_PRECONDITION while it is in use.
-pub async fn delete(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
+pub(crate) async fn delete(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
     delete_local(engine, key)?;
     if let Some(handle) = engine.cluster.pick(&key.id)
         && let Err(why) = handle.delete_task(engine.identity.host_id.as_str(), &key.id).await
@@ -87,7 +87,7 @@ pub async fn delete(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
 ///
 /// # Errors
 /// As [`delete`].
-pub fn delete_local(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
+pub(crate) fn delete_local(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
     match tokio::task::block_in_place(|| engine.store.delete(key)) {
         Ok(_) => {
             engine.uploads.forget(key);

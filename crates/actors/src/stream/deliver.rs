@@ -341,7 +341,7 @@ impl Follower<'_> {
 }
 
 /// `length` bytes of `content` from byte `skip`.
-fn part(content: &Content, skip: u64, length: u64) -> Content {
+pub(crate) fn part(content: &Content, skip: u64, length: u64) -> Content {
     match content {
         Content::File { file, offset, .. } => {
             Content::File { file: Arc::clone(file), offset: offset + skip, length }

@@ -268,10 +268,10 @@ impl TaskState {
 
     fn finish(&mut self, outcome: Outcome) {
         tracing::info!(?outcome, "task over");
-        if self.args.content.is_complete() {
-            if let Err(why) = tokio::task::block_in_place(|| self.args.content.mark_finished()) {
-                tracing::warn!(%why, "cannot record that the task is finished");
-            }
+        if self.args.content.is_complete()
+            && let Err(why) = tokio::task::block_in_place(|| self.args.content.mark_finished())
+        {
+            tracing::warn!(%why, "cannot record that the task is finished");
         }
         self.engine().holdings.changed();
         self.finished = Some(outcome);

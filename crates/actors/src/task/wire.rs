@@ -295,7 +295,7 @@ fn origin_failure(failure: &Failure) -> sched::download_piece_back_to_source_fai
 pub fn restate(leases: &[Lease], held: &PieceSet, generation: u64, validator: &Validator) -> ours::Restate {
     ours::Restate {
         leases: leases.iter().map(lease_to).collect(),
-        bitmap: held.to_bytes().into(),
+        bitmap: held.to_bytes(),
         generation,
         validator: Some(validator_to(validator)),
     }

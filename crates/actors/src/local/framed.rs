@@ -1,0 +1,275 @@
+//! The two calls that carry content, framed by hand: no piece is ever held whole.
+//!
+//! Content goes from the store through a buffer of a pool of its own into the socket: a client that does not read holds
+//! buffers that no download waits for.
+
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use axum::extract::State;
+use bytes::Bytes;
+use damselfly_api::common::v2 as common;
+use damselfly_api::damselfly::v1::{ReadTaskRequest, Receipt};
+use damselfly_api::dfdaemon::v2 as dfdaemon;
+use damselfly_api::dfdaemon::v2::read_persistent_cache_task_response::Response as Read;
+use damselfly_core::Content;
+use damselfly_transport::BufferPool;
+use damselfly_transport::framed::{self, ClosedError, ContentWriter, Envelope, FrameWriter};
+use http::{Request, Response};
+use tokio::sync::mpsc;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::caller;
+use super::message::Teller;
+use crate::engine::Engine;
+use crate::request;
+use crate::stream::{Item, Started, Telling};
+
+/// Chunks that wait for a slow client.
+const AHEAD: usize = 4;
+/// What one message of ReadTask carries at most.
+const MESSAGE: u64 = 1 << 20;
+
+/// What the handlers share.
+#[derive(Clone, Debug)]
+pub(super) struct Framing {
+    pub(super) engine: Arc<Engine>,
+    pub(super) buffers: BufferPool,
+}
+
+/// Why a stream ends early.
+enum Ended {
+    /// The client sees this status.
+    With(Status),
+    /// Nobody is there to see anything.
+    Gone,
+}
+
+impl From<ClosedError> for Ended {
+    fn from(why: ClosedError) -> Self {
+        match why {
+            ClosedError::Gone => Self::Gone,
+            other => Self::With(Status::internal(other.to_string())),
+        }
+    }
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        Self::With(status)
+    }
+}
+
+type Items = mpsc::Receiver<Result<Item, Status>>;
+
+/// dfdaemon.v2.DfdaemonDownload/DownloadTask.
+pub(super) async fn download_task(
+    State(framing): State<Framing>,
+    request: Request<axum::body::Body>,
+) -> Response<Body> {
+    match start_download(&framing, request).await {
+        Ok((items, teller)) => {
+            answer(framing, items, move |framing, first, items, writer| async move {
+                tell(&framing, teller, first, items, writer).await
+            })
+            .await
+        }
+        Err(status) => framed::refusal(status),
+    }
+}
+
+async fn start_download(
+    framing: &Framing,
+    request: Request<axum::body::Body>,
+) -> Result<(Items, Teller), Status> {
+    let caller = caller(request.extensions())?;
+    let message: dfdaemon::DownloadTaskRequest = framed::read_request(request.into_body()).await?;
+    let download = message.download.ok_or_else(|| Status::invalid_argument("missing download"))?;
+    let engine = &framing.engine;
+    let output = request::output(engine, &caller, &download).await?;
+    let content = download.need_piece_content;
+    let prepared = request::prepare(engine, download, Some(caller.uid))?;
+    let teller = Teller::new(engine.identity.host_id.to_string(), prepared.key.id.to_string());
+    Ok((request::start(engine, prepared, Telling::Pieces { content }, output), teller))
+}
+
+/// damselfly.v1.Local/ReadTask.
+pub(super) async fn read_task(
+    State(framing): State<Framing>,
+    request: Request<axum::body::Body>,
+) -> Response<Body> {
+    match start_reading(&framing, request).await {
+        Ok((items, task)) => {
+            answer(framing, items, move |framing, first, items, writer| async move {
+                read(&framing, task, first, items, writer).await
+            })
+            .await
+        }
+        Err(status) => framed::refusal(status),
+    }
+}
+
+async fn start_reading(
+    framing: &Framing,
+    request: Request<axum::body::Body>,
+) -> Result<(Items, String), Status> {
+    let caller = caller(request.extensions())?;
+    let message: ReadTaskRequest = framed::read_request(request.into_body()).await?;
+    let download = message.download.ok_or_else(|| Status::invalid_argument("missing download"))?;
+    if download.output_path.is_some() {
+        return Err(Status::invalid_argument(
+            "ReadTask has no output: use DownloadTask to write to output_path",
+        ));
+    }
+    let prepared = request::prepare(&framing.engine, download, Some(caller.uid))?;
+    let task = prepared.key.id.to_string();
+    Ok((request::start(&framing.engine, prepared, Telling::Ordered, None), task))
+}
+
+/// Waits for the first item, so that a refusal is the call's status; the rest is written in the background.
+async fn answer<F, Fut>(framing: Framing, mut items: Items, write: F) -> Response<Body>
+where
+    F: FnOnce(Framing, Item, Items, FrameWriter) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    match items.recv().await {
+        Some(Ok(first)) => {
+            let (writer, response) = framed::response(AHEAD);
+            // Ends with the items, or with the client.
+            tokio::spawn(write(framing, first, items, writer));
+            response
+        }
+        Some(Err(status)) => framed::refusal(status),
+        None => framed::refusal(crashed()),
+    }
+}
+
+fn crashed() -> Status {
+    Status::internal("the download's stream crashed; see the daemon's log")
+}
+
+/// Ends the client's stream as its items ended.
+fn end(writer: FrameWriter, ended: Result<(), Ended>) {
+    match ended {
+        Ok(()) => writer.end(Ok(())),
+        Err(Ended::With(status)) => writer.end(Err(status)),
+        Err(Ended::Gone) => drop(writer),
+    }
+}
+
+async fn tell(framing: &Framing, mut teller: Teller, first: Item, mut items: Items, mut writer: FrameWriter) {
+    let told = async {
+        let mut next = Some(Ok(first));
+        let mut finished = false;
+        while let Some(item) = next {
+            let item = item?;
+            finished |= matches!(item, Item::Finished(_));
+            tell_one(framing, &mut teller, item, &mut writer).await?;
+            next = items.recv().await;
+        }
+        if finished { Ok(()) } else { Err(Ended::With(crashed())) }
+    };
+    let told = told.await;
+    end(writer, told);
+}
+
+async fn tell_one(
+    framing: &Framing,
+    teller: &mut Teller,
+    item: Item,
+    writer: &mut FrameWriter,
+) -> Result<(), Ended> {
+    let Some(message) = teller.message(&item) else { return Ok(()) };
+    let Item::Piece { piece, content: Some(content) } = item else {
+        return Ok(writer.message(&message).await?);
+    };
+    let envelope = Envelope::piece_finished(message.host_id, message.task_id, message.peer_id, piece)
+        .map_err(|why| Status::internal(why.to_string()))?;
+    let mut out = writer.content(envelope).await?;
+    send(framing, &content.content, &mut out).await?;
+    Ok(out.finish().await?)
+}
+
+async fn read(framing: &Framing, task: String, first: Item, mut items: Items, mut writer: FrameWriter) {
+    let host = framing.engine.identity.host_id.to_string();
+    let done = async {
+        let mut next = Some(Ok(first));
+        let mut finished = false;
+        while let Some(item) = next {
+            match item? {
+                Item::Started(started) => {
+                    writer.message(&response(Read::Started(began(started, &task, &host)))).await?;
+                }
+                Item::Chunk { content, piece } => {
+                    chunks(framing, &content, &mut writer).await?;
+                    drop(piece);
+                }
+                Item::Finished(receipt) => {
+                    finished = true;
+                    writer.message(&response(Read::Finished(finish(receipt)))).await?;
+                }
+                Item::Piece { .. } => {}
+            }
+            next = items.recv().await;
+        }
+        if finished { Ok(()) } else { Err(Ended::With(crashed())) }
+    };
+    let done = done.await;
+    end(writer, done);
+}
+
+fn response(response: Read) -> dfdaemon::ReadPersistentCacheTaskResponse {
+    dfdaemon::ReadPersistentCacheTaskResponse { response: Some(response) }
+}
+
+fn began(started: Started, task: &str, host: &str) -> dfdaemon::ReadPersistentCacheTaskStarted {
+    dfdaemon::ReadPersistentCacheTaskStarted {
+        content_length: Some(started.geometry.content_length()),
+        piece_length: started.geometry.piece_length(),
+        task_id: task.to_owned(),
+        host_id: host.to_owned(),
+        peer_id: started.peer_id.to_string(),
+        response_header: started.headers,
+        range: started
+            .partial
+            .then_some(common::Range { start: started.range.start, length: started.range.length }),
+    }
+}
+
+fn finish(receipt: Receipt) -> dfdaemon::ReadPersistentCacheTaskFinished {
+    dfdaemon::ReadPersistentCacheTaskFinished { digest: None, receipt: Some(receipt) }
+}
+
+/// Content as messages of at most [`MESSAGE`] bytes.
+async fn chunks(framing: &Framing, content: &Content, writer: &mut FrameWriter) -> Result<(), Ended> {
+    let mut at = 0;
+    while at < content.len() {
+        let length = MESSAGE.min(content.len() - at);
+        let part = crate::stream::part(content, at, length);
+        let envelope = Envelope::chunk(length).map_err(|why| Status::internal(why.to_string()))?;
+        let mut out = writer.content(envelope).await?;
+        send(framing, &part, &mut out).await?;
+        out.finish().await?;
+        at += length;
+    }
+    Ok(())
+}
+
+/// Content through pooled buffers, which come back when the socket has taken them.
+async fn send(framing: &Framing, content: &Content, out: &mut ContentWriter<'_>) -> Result<(), Ended> {
+    let (file, offset, length) = match content {
+        Content::Bytes(bytes) => return Ok(out.chunk(bytes.clone()).await?),
+        Content::File { file, offset, length } => (file, *offset, *length),
+    };
+    let mut done = 0;
+    while done < length {
+        let mut buffer = framing.buffers.acquire().await;
+        let take = usize::try_from(length - done).unwrap_or(usize::MAX).min(buffer.len());
+        tokio::task::block_in_place(|| file.read_exact_at(&mut buffer[..take], offset + done))
+            .map_err(|why| Status::internal(format!("cannot read stored content: {why}")))?;
+        out.chunk(Bytes::from_owner(buffer).slice(..take)).await?;
+        done += take as u64;
+    }
+    Ok(())
+}
