@@ -184,7 +184,12 @@ impl Output {
             task.set_linked(io, Some(stat(&self.file)?))?;
             match self.link_in_place(&dir, name, overwrite) {
                 Ok(()) => {
-                    task.set_linked(io, Some(stat(&self.file)?))?;
+                    // The output is there. If this cannot be recorded, our own link looks like somebody else's change,
+                    // which costs one verification.
+                    let recorded = stat(&self.file).and_then(|linked| task.set_linked(io, Some(linked)));
+                    if let Err(error) = recorded {
+                        tracing::warn!(task = %task.key(), %error, "cannot record a hard link");
+                    }
                     Ok(Ok(()))
                 }
                 Err(Errno::EXIST) => {

@@ -272,6 +272,21 @@ fn content_goes_to_another_file_system_as_a_copy() {
 }
 
 #[test]
+fn a_link_is_known_of_before_it_is_made() {
+    let test = Outputs::new();
+    // The first of the two header writes around a link succeeds, the second one does not.
+    test.bench.system.0.lock().budget = Some(4096);
+    assert_eq!(test.publish("a", LINK).unwrap(), OutputWay::HardLink);
+    test.bench.system.0.lock().budget = None;
+    let Outputs { bench, store, task, content, out, dir } = test;
+    drop((store, task));
+    let store = bench.open();
+    let task = store.get(&key(1)).unwrap();
+    assert!(is_copy(task.publish_to(&dir, OsStr::new("b"), LINK).unwrap()));
+    assert_eq!(fs::read(out.path().join("b")).unwrap(), content);
+}
+
+#[test]
 fn linked_content_frees_capacity_but_not_the_disk() {
     let test = Outputs::new();
     test.publish("a", LINK).unwrap();

@@ -47,6 +47,27 @@ fn concurrent_reservations_add_up() {
 }
 
 #[test]
+fn of_many_at_once_only_as_many_are_admitted_as_fit() {
+    let mut bench = Bench::new();
+    bench.options.capacity = Some(10_000);
+    let store = bench.open();
+    let tasks: Vec<_> = (0..8).map(|number| begin(&store, &key(number), &bytes(1, 3000), 1000)).collect();
+    let start = std::sync::Barrier::new(tasks.len());
+    let admitted = std::thread::scope(|scope| {
+        let reserve = |task| {
+            let start = &start;
+            scope.spawn(move || {
+                start.wait();
+                crate::TaskContent::reserve(task, &PieceSet::full(3)).is_ok()
+            })
+        };
+        let threads: Vec<_> = tasks.iter().map(|task| reserve(&**task)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).filter(|&admitted| admitted).count()
+    });
+    assert_eq!((admitted, store.usage().reserved), (3, 9000));
+}
+
+#[test]
 fn blocks_are_allocated_by_runs() {
     let bench = Bench::new();
     let store = bench.open();
