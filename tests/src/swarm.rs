@@ -1,6 +1,11 @@
 //! Daemons for whole-system tests: started in this process, each in its own home, with every port free.
 
+mod call;
+mod parent;
+mod scheduler;
+
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,12 +17,20 @@ use damselfly_api::common::v2::{Download, Piece};
 use damselfly_api::damselfly::v1::local_client::LocalClient;
 use damselfly_api::damselfly::v1::{GetReceiptRequest, Receipt, StatusRequest, StatusResponse};
 use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
-use damselfly_api::dfdaemon::v2::download_task_response::Response;
-use damselfly_api::dfdaemon::v2::{DownloadTaskRequest, DownloadTaskStartedResponse};
-use damselfly_core::task_id::DEFAULT_FILTERED_QUERY_PARAMS;
+use damselfly_api::dfdaemon::v2::{
+    DownloadTaskRequest, DownloadTaskStartedResponse, StatLocalTaskRequest, StatLocalTaskResponse,
+};
+use damselfly_core::task_id::{self, DEFAULT_FILTERED_QUERY_PARAMS, StandardInput};
+use damselfly_core::{Kind, TaskId, TaskKey};
 use tempfile::TempDir;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::Status;
+
+pub use call::Call;
+pub use parent::{FakeParent, Vice};
+pub use scheduler::TestScheduler;
+
+use crate::{Waited, wait};
 
 /// No test waits longer than this for a download.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -54,6 +67,15 @@ pub struct Told {
     pub task_id: String,
     /// The download as a peer.
     pub peer_id: String,
+}
+
+/// In few words, for the message of a test that waited in vain.
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers: Vec<_> = self.pieces.iter().map(|piece| piece.number).collect();
+        let length = self.started.as_ref().map(|started| started.content_length);
+        write!(f, "peer {}, {length:?} bytes, pieces {numbers:?}", self.peer_id)
+    }
 }
 
 impl Told {
@@ -177,22 +199,59 @@ impl Host {
     /// # Errors
     /// As the daemon answers; DEADLINE_EXCEEDED when it takes longer than [`PATIENCE`].
     pub async fn download(&self, download: Download) -> Result<Told, Status> {
-        let run = async {
-            let request = DownloadTaskRequest { download: Some(download) };
-            let mut stream = self.download_client().await?.download_task(request).await?.into_inner();
-            let mut told = Told::default();
-            while let Some(message) = stream.message().await? {
-                (told.task_id, told.peer_id) = (message.task_id, message.peer_id);
-                match message.response {
-                    Some(Response::DownloadTaskStartedResponse(started)) => told.started = Some(started),
-                    Some(Response::DownloadPieceFinishedResponse(finished)) => told.pieces.extend(finished.piece),
-                    None => {}
-                }
-            }
-            Ok(told)
-        };
-        let late = |_| Status::new(Code::DeadlineExceeded, "the test lost its patience");
-        tokio::time::timeout(PATIENCE, run).await.map_err(late)?
+        self.open(download).await?.finish().await
+    }
+
+    /// Begins a download.
+    ///
+    /// # Errors
+    /// As the daemon answers; DEADLINE_EXCEEDED when it does not within [`PATIENCE`].
+    pub async fn open(&self, download: Download) -> Result<Call, Status> {
+        let request = DownloadTaskRequest { download: Some(download) };
+        let mut client = self.download_client().await?;
+        let late = |_| Status::deadline_exceeded("the test lost its patience before the first message");
+        let opened = tokio::time::timeout(PATIENCE, client.download_task(request)).await.map_err(late)?;
+        Ok(Call::new(opened?.into_inner()))
+    }
+
+    /// What this host has of a task.
+    ///
+    /// # Errors
+    /// As StatLocalTask answers.
+    pub async fn stat(&self, task: &TaskId) -> Result<StatLocalTaskResponse, Status> {
+        let request = StatLocalTaskRequest { task_id: task.to_string(), ..Default::default() };
+        Ok(self.download_client().await?.stat_local_task(request).await?.into_inner())
+    }
+
+    /// Waits until the host has at least `count` pieces of a task that it knows already.
+    ///
+    /// # Errors
+    /// When that takes more than a minute.
+    ///
+    /// # Panics
+    /// When it does not know the task.
+    pub async fn holds(&self, task: &TaskId, count: u32) -> Result<(), Waited> {
+        let key = TaskKey { kind: Kind::Standard, id: task.clone() };
+        let content = self.daemon().engine().store.get(&key).expect("the task is known");
+        let changes = content.changes();
+        wait::following(changes, |_| content.pieces().len(), |held| *held >= count).await.map(drop)
+    }
+
+    /// How many actors live.
+    #[must_use]
+    pub fn actors(&self) -> usize {
+        self.daemon().engine().board.len()
+    }
+
+    /// Waits until no task runs, no more actors than `actors` live, and returns what lives then.
+    ///
+    /// # Errors
+    /// When that takes more than a minute.
+    pub async fn idles(&self, actors: usize) -> Result<(), Waited> {
+        let engine = self.daemon().engine();
+        let seats = engine.board.changes();
+        let look = |_: &usize| (engine.live.len(), engine.board.snapshot());
+        wait::following(seats, look, |(live, seats)| *live == 0 && seats.len() <= actors).await.map(drop)
     }
 
     /// Downloads `url` to `name` in the host's home.
@@ -247,6 +306,39 @@ pub fn to_file(url: &str, path: &Path) -> Download {
     Download { output_path: Some(path.display().to_string()), ..download(url) }
 }
 
+/// A download of a part, as Dragonfly's clients name one.
+#[must_use]
+pub fn with_range(download: Download, start: u64, length: u64) -> Download {
+    Download { range: Some(damselfly_api::common::v2::Range { start, length }), ..download }
+}
+
+/// A download with one more request header.
+#[must_use]
+pub fn with_header(mut download: Download, name: &str, value: &str) -> Download {
+    download.request_header.insert(name.to_owned(), value.to_owned());
+    download
+}
+
+/// The id that a download's task has everywhere.
+///
+/// # Panics
+/// When the URL is none.
+#[must_use]
+pub fn task_of(download: &Download) -> TaskId {
+    let input = StandardInput {
+        url: &download.url,
+        tag: download.tag.as_deref(),
+        application: download.application.as_deref(),
+        revision: None,
+        piece_length: download.piece_length,
+        filtered_query_params: &download.filtered_query_params,
+        content: download.content_for_calculating_task_id.as_deref(),
+        blob_digest: download.enable_task_id_based_blob_digest,
+        kind: Kind::Standard,
+    };
+    task_id::standard(&input).expect("a URL")
+}
+
 /// Several hosts that share one scheduler, the first one's.
 #[derive(Debug)]
 pub struct Swarm {
@@ -267,6 +359,22 @@ impl Swarm {
         let mut swarm = Self { dir: TempDir::new().expect("a temporary directory"), hosts: Vec::new() };
         for _ in 0..count {
             swarm.add(Setup { yaml: yaml.to_owned(), ..Setup::default() }).await?;
+        }
+        Ok(swarm)
+    }
+
+    /// Starts `count` hosts that join `schedulers`.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    ///
+    /// # Panics
+    /// As [`Swarm::start`].
+    pub async fn join(count: usize, schedulers: &[SocketAddr], yaml: &str) -> Result<Self, StartError> {
+        let mut swarm = Self { dir: TempDir::new().expect("a temporary directory"), hosts: Vec::new() };
+        for _ in 0..count {
+            let setup = Setup { yaml: yaml.to_owned(), join: schedulers.to_vec(), ..Setup::default() };
+            swarm.add(setup).await?;
         }
         Ok(swarm)
     }

@@ -33,3 +33,29 @@ pub(crate) async fn until<T: Clone + Debug>(
         Err(_) => Err(Waited::Late(format!("{:?}", *state.borrow()))),
     }
 }
+
+/// Waits until what `look` sees is as wished, looking again whenever `changes` does, and returns it.
+pub(crate) async fn following<C, T: Debug>(
+    mut changes: watch::Receiver<C>,
+    look: impl Fn(&C) -> T,
+    is_so: impl Fn(&T) -> bool,
+) -> Result<T, Waited> {
+    let mut last = String::new();
+    let found = time::timeout(DEADLINE, async {
+        loop {
+            let seen = look(&changes.borrow_and_update());
+            if is_so(&seen) {
+                return Some(seen);
+            }
+            last = format!("{seen:?}");
+            if changes.changed().await.is_err() {
+                return None;
+            }
+        }
+    });
+    match found.await {
+        Ok(Some(seen)) => Ok(seen),
+        Ok(None) => Err(Waited::Gone(last)),
+        Err(_) => Err(Waited::Late(last)),
+    }
+}

@@ -1,0 +1,12 @@
+//! Real daemons on loopback, an origin that misbehaves on request, and what must come of it. One file per theme.
+
+mod clients;
+mod limits;
+mod origin_faults;
+mod parents;
+mod schedulers;
+mod sizes;
+mod supervision;
+
+/// The shortest length of a piece, and that of all content in these tests.
+const PIECE: u64 = 4 << 20;
