@@ -73,6 +73,10 @@ impl Download {
     }
 
     pub(super) fn start(&mut self, fetch: Fetch) {
+        if self.attempts.is_empty() {
+            // Nobody ticked while nothing ran.
+            self.last_tick = self.now;
+        }
         let id = AttemptId(self.next_attempt);
         self.next_attempt += 1;
         let no_headers = HeadersId(0);
@@ -168,10 +172,7 @@ impl Download {
             self.emit(Effect::Invalidate(piece));
             match parent {
                 Some(parent) => self.ban(&parent, piece),
-                None => {
-                    let why = format!("piece {piece} from the origin is {crc}, other hosts received another");
-                    self.origin_retry(started, Failure::retry(why), None);
-                }
+                None => self.origin_contradicts(started, piece, crc),
             }
         } else if expected.is_none() && parent.as_ref().is_some_and(|parent| self.banned.contains(parent)) {
             // Nothing but a liar's word says that it is right.
@@ -228,6 +229,7 @@ impl Download {
             let contradicted = self.known.ledger.get(&piece).is_some_and(|expected| expected != crc);
             if contradicted {
                 self.emit(Effect::Invalidate(piece));
+                self.origin_contradicts(started, piece, *crc);
             } else if !self.known.held.contains(piece) {
                 self.take_piece(piece, *crc, cost, source.clone());
             }

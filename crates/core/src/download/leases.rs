@@ -111,7 +111,7 @@ fn runs(numbers: impl Iterator<Item = u32>) -> Vec<Range<u32>> {
 impl Download {
     pub(super) fn on_lease(&mut self, lease: Lease) {
         let id = lease.id;
-        if !self.leases.grant(lease, self.now) {
+        if !self.leases.grant(lease, self.now) && !self.leases.live.iter().any(|live| live.lease.id == id) {
             self.tell(ToScheduler::Release(id));
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::config::backoff;
 use super::{Download, Failure, FailureKind, Fetch, HeadersId, ToScheduler};
-use crate::Tick;
+use crate::{Crc, Tick};
 
 /// Why the whole content may be fetched from the origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(super) struct Origin {
     /// It said no for everybody, or failed too often in a row.
     pub(super) failed: Option<Failure>,
     failures: u32,
+    /// Pieces that were not what the ledger says; what comes right in between does not make up for these.
+    contradictions: u32,
     retry_at: Option<Tick>,
     /// Attempts begun before this moment have had their failure counted.
     counted_from: Tick,
@@ -36,7 +38,7 @@ impl Origin {
     pub(super) fn forgive(&mut self, headers: HeadersId) {
         self.unauthorized.remove(&headers);
         if self.failed.take().is_some() {
-            (self.failures, self.retry_at) = (0, None);
+            (self.failures, self.contradictions, self.retry_at) = (0, 0, None);
         }
     }
 
@@ -161,6 +163,17 @@ impl Download {
         }
         let at = self.now + wait;
         self.origin.retry_at = Some(self.origin.retry_at.map_or(at, |other| other.max(at)));
+    }
+
+    /// The origin gave another piece than the one in the ledger.
+    pub(super) fn origin_contradicts(&mut self, started: Tick, piece: u32, crc: Crc) {
+        let why = format!("piece {piece} from the origin has {crc}, other hosts received another");
+        self.origin.contradictions += 1;
+        if self.origin.contradictions >= self.config.origin_tries {
+            self.origin_refused(Failure::retry(why));
+        } else {
+            self.origin_retry(started, Failure::retry(why), None);
+        }
     }
 
     /// The origin is of no use to anybody here.

@@ -30,6 +30,8 @@ pub(super) struct Parent {
     pub(super) rate: Option<f64>,
     sampled_at: Tick,
     sampled_bytes: u64,
+    /// Whether bytes have come since it was last idle.
+    sending: bool,
     moved: Tick,
 }
 
@@ -55,6 +57,7 @@ impl Parent {
             rate: None,
             sampled_at: now,
             sampled_bytes: 0,
+            sending: false,
             moved: now,
         }
     }
@@ -95,12 +98,13 @@ impl Parent {
 
     /// It goes from idle to busy: time without work says nothing about its rate.
     pub(super) fn begin(&mut self, now: Tick) {
-        (self.moved, self.sampled_at, self.sampled_bytes) = (now, now, 0);
+        (self.moved, self.sampled_at, self.sampled_bytes, self.sending) = (now, now, 0, false);
     }
 
     fn progressed(&mut self, bytes: u64, now: Tick) {
         self.moved = now;
         self.sampled_bytes += bytes;
+        self.sending = true;
         self.stalled = false;
     }
 
@@ -109,7 +113,7 @@ impl Parent {
         if elapsed < shortest {
             return;
         }
-        if self.rate.is_none() && self.sampled_bytes == 0 {
+        if !self.sending {
             // Dialling and asking take their round trips: that is distance, not rate.
             self.sampled_at = now;
             return;

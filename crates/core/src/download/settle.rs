@@ -26,7 +26,7 @@ impl Download {
             }
         }
         if !self.attempts.is_empty() {
-            self.wake_at(self.last_tick.max(self.now) + self.config.tick);
+            self.wake_at(self.last_tick + self.config.tick);
         }
     }
 

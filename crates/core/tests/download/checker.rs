@@ -38,14 +38,18 @@ pub(crate) struct Checker {
     known_parents: BTreeSet<PeerId>,
     ledger: BTreeMap<u32, Crc>,
     leases: BTreeMap<u64, (Lease, Tick)>,
+    lease_generation: u64,
     /// Leave for everything: for ever, or until the scheduler's next answer.
     granted: bool,
     assumed: bool,
     ours: bool,
     open: bool,
     registered: bool,
+    /// Whether the present stream has brought an answer, and when the last one came or the last one broke.
+    answered: bool,
     last_answer: Tick,
     answers: u32,
+    /// The last verified piece. Other progress makes the machine more patient, never less.
     last_progress: Tick,
 }
 
@@ -75,10 +79,12 @@ impl Checker {
             known_parents: BTreeSet::new(),
             ledger: BTreeMap::new(),
             leases: BTreeMap::new(),
+            lease_generation: 0,
             granted: false,
             assumed: false,
             open: false,
             registered: false,
+            answered: false,
             last_answer: now,
             answers: 0,
             last_progress: now,
@@ -120,19 +126,19 @@ impl Checker {
                 self.watched.remove(parent);
             }
             Event::Attempt(id, message) => self.observe_attempt(*id, message),
-            Event::Tick { progress } => {
-                if progress.iter().any(|(id, _)| self.running.contains_key(id)) {
-                    self.last_progress = self.now;
-                }
-            }
             _ => {}
         }
     }
 
     fn observe_scheduler(&mut self, message: &FromScheduler) {
         let mut answer = || {
+            if !self.open {
+                let now = self.now;
+                self.leases.values_mut().for_each(|(lease, until)| *until = now + lease.silence);
+            }
             self.open = true;
             self.assumed = false;
+            self.answered = true;
             self.last_answer = self.now;
             self.answers += 1;
         };
@@ -153,17 +159,23 @@ impl Checker {
             }
             FromScheduler::BackToSource(Some(lease)) => {
                 answer();
-                self.leases.insert(lease.id, (lease.clone(), self.now + lease.silence));
+                if lease.generation >= self.lease_generation {
+                    self.lease_generation = lease.generation;
+                    self.leases.insert(lease.id, (lease.clone(), self.now + lease.silence));
+                }
             }
             FromScheduler::Facts(_) => answer(),
             FromScheduler::Refused(_) | FromScheduler::Absent => {
                 self.assumed = true;
-                (self.open, self.registered) = (false, false);
+                (self.open, self.registered, self.answered) = (false, false, false);
             }
             FromScheduler::Lost(_) => {
                 // Dragonfly's daemons go to the origin when the stream breaks.
                 self.assumed |= !self.ours;
-                (self.open, self.registered) = (false, false);
+                if self.answered {
+                    self.last_answer = self.now;
+                }
+                (self.open, self.registered, self.answered) = (false, false, false);
             }
         }
     }
@@ -175,7 +187,6 @@ impl Checker {
                 if running.piece == Some(*piece) {
                     running.done = true;
                 }
-                self.last_progress = self.now;
             }
             FromAttempt::Over(result) => {
                 let running = self.running.remove(&id).unwrap();
@@ -186,13 +197,12 @@ impl Checker {
                 }
             }
             FromAttempt::Learned(learned) => {
-                self.last_progress = self.now;
                 let streams = learned.content_length.is_none() || learned.ranges == Some(false);
                 if streams && matches!(running.fetch, Fetch::OriginFirst { .. }) {
                     running.piece = None;
                 }
             }
-            FromAttempt::Ended { .. } => running.done = true,
+            FromAttempt::Ended { .. } => running.done |= running.parent.is_none(),
         }
     }
 
@@ -244,9 +254,6 @@ impl Checker {
             }
             Effect::Register { .. } => {
                 assert!(!self.registered && !self.paused, "registers twice");
-                if self.answers == 0 || self.open {
-                    self.last_answer = self.last_answer.max(self.now);
-                }
                 self.registered = true;
             }
             Effect::Tell(message) => {
@@ -322,16 +329,17 @@ impl Checker {
             .insert(id, Running { fetch: fetch.clone(), piece, parent, cancelled: false, done: false });
     }
 
-    fn check_leave(&self, fetch: &Fetch, headers: HeadersId, piece: Option<u32>) {
+    fn check_leave(&mut self, fetch: &Fetch, headers: HeadersId, piece: Option<u32>) {
         assert!(self.config.uses_origin, "{fetch:?} although there is no origin");
         let allowed = |client: &Client| client.headers == headers && client.may_use_origin;
         assert!(self.waiting.values().any(allowed), "{fetch:?} with nobody's headers");
         let measured = self.config.foreign_scheduler && !self.registered;
-        let silent = self.now.since(self.last_answer) >= self.config.answer_deadline
-            && !(self.open && self.answers > 0);
+        let silent = !self.answered && self.now.since(self.last_answer) >= self.config.answer_deadline;
         let desperate = self.now.since(self.last_progress) >= self.config.desperate_after;
         let exhausted = !self.ours && self.answers >= self.config.max_schedule_count;
-        if self.granted || self.assumed || silent || desperate || exhausted || measured {
+        // Leave taken without being given lasts until the scheduler's next answer.
+        self.assumed |= silent || desperate || exhausted;
+        if self.granted || self.assumed || measured {
             return;
         }
         let live = || self.leases.values().filter(|(_, until)| *until > self.now).map(|(lease, _)| lease);

@@ -104,6 +104,8 @@ pub(crate) struct World {
     /// Every fetch as it was started: when, which piece, from whom.
     pub(crate) log: Vec<(Duration, u32, Option<PeerId>)>,
     pub(crate) received: u64,
+    /// Pieces that were in flight at a parent when it fell silent.
+    pub(crate) stranded: Vec<u32>,
 }
 
 impl World {
@@ -134,6 +136,7 @@ impl World {
             last_break: start,
             log: Vec::new(),
             received: 0,
+            stranded: Vec::new(),
         }
     }
 
@@ -187,7 +190,7 @@ impl World {
             Effect::Register { .. } => self.register(),
             Effect::Fetch(id, fetch) => self.fetch(id, &fetch),
             Effect::Cancel(id) => {
-                self.requests.remove(&id);
+                self.received += self.requests.remove(&id).map_or(0, |request| request.bytes as u64);
                 self.queue.push(Event::Attempt(id, FromAttempt::Over(Err(failure(FailureKind::Cancelled)))));
             }
             Effect::Watch(parent) => drop(self.told.insert(parent, 0)),
@@ -328,6 +331,10 @@ impl World {
                 .map(|(&id, _)| id)
                 .collect();
             if behaviour.is_mute(self.since_start()) {
+                if !behaviour.is_mute(self.since_start().saturating_sub(STEP)) {
+                    let requests = self.requests.values().filter(|request| request.parent == source);
+                    self.stranded.extend(requests.map(|request| request.piece));
+                }
                 continue;
             }
             let mut budget = behaviour.rate * STEP.as_secs_f64();
