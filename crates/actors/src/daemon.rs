@@ -1,7 +1,7 @@
 //! The daemon: everything put together, started and stopped in order.
 
 mod collector;
-mod parts;
+pub(crate) mod parts;
 mod scheduler;
 
 use std::io;

@@ -108,6 +108,8 @@ pub struct Engine {
     pub origin: Origin,
     /// Schedulers.
     pub cluster: Arc<Cluster>,
+    /// Whether there is any scheduler to be found.
+    pub expects_scheduler: bool,
     /// Connections to other hosts.
     pub connections: Address<ConnectionsMsg>,
     /// The registry of tasks.

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod connections;
 pub mod daemon;
+pub mod embedded;
 pub mod engine;
 mod holdings;
 pub mod host;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use damselfly_transport::local::{BindOptions, Connection, Listener, LocalStream};
+use damselfly_transport::local::{BindOptions, Caller, Connection, Listener};
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -74,7 +75,10 @@ async fn accept(mut listener: Listener, router: Router, stop: CancellationToken)
     loop {
         tokio::select! {
             connection = listener.accept(), if connections.len() < MAX_CONNECTIONS => match connection {
-                Connection::Grpc(stream) => drop(connections.spawn(serve(stream, router.clone(), stop.clone()))),
+                Connection::Grpc(stream) => {
+                    let caller = Arc::clone(stream.caller());
+                    connections.spawn(serve(stream, caller, router.clone(), stop.clone()));
+                }
                 // Nothing of this daemon is handed over by descriptor yet.
                 Connection::Descriptor(stream) => drop(stream),
             },
@@ -86,8 +90,11 @@ async fn accept(mut listener: Listener, router: Router, stop: CancellationToken)
     while connections.join_next().await.is_some() {}
 }
 
-async fn serve(stream: LocalStream, router: Router, stop: CancellationToken) {
-    let caller = Arc::clone(stream.caller());
+/// Serves one caller until it hangs up, or `stop` and its last answer.
+pub(crate) async fn serve<S>(stream: S, caller: Arc<Caller>, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Arc::clone(&caller));
         router.clone().oneshot(request.map(Body::new))

@@ -29,7 +29,7 @@ use crate::connections::{Connections, ConnectionsArgs};
 use crate::engine::{Engine, Identity, Limits, Ports};
 use crate::holdings::StoreHoldings;
 use crate::host::HostFacts;
-use crate::kit::{Address, Board, Child, Group, GroupArgs, ServiceArgs};
+use crate::kit::{Address, Board, Child, Faults, Group, GroupArgs, ServiceArgs};
 use crate::listeners::{self, Bound};
 use crate::live::Live;
 use crate::local::StatusFacts;
@@ -221,7 +221,6 @@ pub(super) async fn assemble(
     stop: &CancellationToken,
 ) -> Result<Parts, StartError> {
     let config = Arc::new(config);
-    let board = Board::default();
     let store = tokio::task::block_in_place(|| Store::open(store_options(&config)))?;
     let memory = config.storage.dir.join("damselfly-v1").join("port");
     let remembered = remembered_port(&memory);
@@ -245,8 +244,34 @@ pub(super) async fn assemble(
     let scheduler = sockets.scheduler.as_ref().map(at).transpose()?;
     let holdings = Arc::new(StoreHoldings::new(Arc::clone(&store), !config.upload.disable_shared));
     let (cluster, orders) = cluster(&config, &scheduling, scheduler, &facts, &store, &holdings)?;
-    let upload = Arc::new(limit(config.upload.bandwidth_limit));
-    let engine = Arc::new(Engine {
+    let engine = engine(
+        config,
+        identity,
+        store,
+        holdings,
+        cluster,
+        EngineOptions { faults: options.faults, expects_scheduler: true },
+    )?;
+    let tree = tree(&engine, sockets, ports, &scheduling, facts, orders, stop)?;
+    Ok(Parts { engine, ports, scheduler, tree })
+}
+
+/// What differs between a daemon's engine and one in a program.
+pub(crate) struct EngineOptions {
+    pub(crate) faults: Faults,
+    pub(crate) expects_scheduler: bool,
+}
+
+/// The parts that all actors share.
+pub(crate) fn engine(
+    config: Arc<Config>,
+    identity: Identity,
+    store: Arc<Store>,
+    holdings: Arc<StoreHoldings>,
+    cluster: Cluster,
+    options: EngineOptions,
+) -> Result<Arc<Engine>, StartError> {
+    Ok(Arc::new(Engine {
         machine: MachineConfig {
             max_schedule_count: config.scheduler.max_schedule_count,
             max_in_flight: config.download.concurrent_piece_count.max(1) as usize * 2,
@@ -258,24 +283,23 @@ pub(super) async fn assemble(
         holdings,
         origin: Origin::new(origin_options(&config)).map_err(StartError::Origin)?,
         cluster: Arc::new(cluster),
+        expects_scheduler: options.expects_scheduler,
         connections: Address::new("connections"),
         tasks: Address::new("tasks"),
         buffers: BufferPool::new(BUFFER_BUDGET, BufferPool::DEFAULT_SIZE),
         limits: Limits {
             download: limit(config.download.bandwidth_limit),
             origin: limit(config.download.back_to_source_bandwidth_limit),
-            upload,
+            upload: Arc::new(limit(config.upload.bandwidth_limit)),
         },
         metrics: Arc::new(Metrics::new()),
         live: Live::default(),
         uploads: Uploads::default(),
         receipts: Receipts::default(),
-        board,
+        board: Board::default(),
         faults: options.faults,
         config,
-    });
-    let tree = tree(&engine, sockets, ports, &scheduling, facts, orders, stop)?;
-    Ok(Parts { engine, ports, scheduler, tree })
+    }))
 }
 
 /// A limit of hundreds of gigabits is none; leaving it out saves every buffer a visit.
@@ -283,7 +307,7 @@ fn limit(bytes_per_second: u64) -> TokenBucket {
     TokenBucket::new((bytes_per_second < 50_000_000_000).then_some(bytes_per_second))
 }
 
-fn store_options(config: &Config) -> damselfly_storage::Options {
+pub(crate) fn store_options(config: &Config) -> damselfly_storage::Options {
     damselfly_storage::Options {
         dir: config.storage.dir.clone(),
         keep: config.storage.keep,
@@ -386,13 +410,13 @@ fn tree(
         path: "daemon".to_owned(),
         children,
         board: engine.board.clone(),
-        faults: crate::kit::Faults::default(),
+        faults: Faults::default(),
         stop: stop.clone(),
     })
 }
 
 /// Health and reflection, on the network and on the unix socket.
-fn common_routes() -> Routes {
+pub(crate) fn common_routes() -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
     // The reporter is ready at once; every service listed here answers from its first request on.
     let serving = async move {
@@ -414,7 +438,7 @@ fn common_routes() -> Routes {
     }
 }
 
-fn connections(engine: &Arc<Engine>) -> Child {
+pub(crate) fn connections(engine: &Arc<Engine>) -> Child {
     let args = ConnectionsArgs {
         dial: dial_options(&engine.config),
         board: engine.board.clone(),
@@ -431,7 +455,7 @@ fn connections(engine: &Arc<Engine>) -> Child {
     })
 }
 
-fn tasks(engine: &Arc<Engine>) -> Child {
+pub(crate) fn tasks(engine: &Arc<Engine>) -> Child {
     let engine = Arc::downgrade(engine);
     Child::new("tasks", move |parent| {
         let engine = engine.upgrade();

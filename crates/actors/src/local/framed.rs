@@ -135,7 +135,8 @@ where
 {
     match items.recv().await {
         Some(Ok(first)) => {
-            let (writer, response) = framed::response(AHEAD);
+            let (writer, mut response) = framed::response(AHEAD);
+            response.headers_mut().insert("x-damselfly", http::HeaderValue::from_static("1"));
             // Ends with the items, or with the client.
             tokio::spawn(write(framing, first, items, writer));
             response

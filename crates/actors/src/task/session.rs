@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use damselfly_api::scheduler::v2::AnnouncePeerRequest;
-use damselfly_core::TaskId;
 use damselfly_core::download::FromScheduler;
+use damselfly_core::{TaskId, Tick};
+use damselfly_scheduler_client::SchedulerHandle;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -18,6 +19,8 @@ use super::{TaskMsg, wire};
 use crate::engine::Engine;
 use crate::kit::{Seat, Timer};
 
+/// How old a daemon is when it no longer waits for its schedulers to be found.
+const STARTING: Duration = Duration::from_secs(3);
 /// How long the scheduler may take to close the stream after a final message.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long one message may wait for the stream's flow control.
@@ -81,10 +84,20 @@ impl SessionState {
         drop(self.args.supervisor.cast(TaskMsg::Scheduler(vec![what], Vec::new())));
     }
 
+    /// The task's scheduler. A daemon that has just started gives its schedulers a moment to be found, so that its first
+    /// task does not go to the origin alone.
+    async fn pick(&self) -> Option<SchedulerHandle> {
+        let engine = &self.args.engine;
+        let young = STARTING.saturating_sub(engine.clock.now().since(Tick(0)));
+        if engine.cluster.pick(&self.args.task).is_none() && engine.expects_scheduler {
+            self.args.seat.show("waiting for a scheduler");
+            drop(tokio::time::timeout(young, engine.cluster.ready()).await);
+        }
+        engine.cluster.pick(&self.args.task)
+    }
+
     async fn open(&mut self, myself: &ActorRef<SessionMsg>) -> Result<(), FromScheduler> {
-        let Some(handle) = self.args.engine.cluster.pick(&self.args.task) else {
-            return Err(FromScheduler::Absent);
-        };
+        let Some(handle) = self.pick().await else { return Err(FromScheduler::Absent) };
         let ours = handle.ours();
         self.args.seat.show(format!("registering with {}", handle.address()));
         let lost = |why: String| FromScheduler::Lost(why);
