@@ -47,10 +47,11 @@ pub async fn run(args: Args) -> Exit {
 
 async fn attempt(args: &Args, to_stdout: bool) -> Result<(), Failure> {
     let broken = |why: &dyn std::error::Error| Failure::new(daemon::TITLE, Exit::Failure, why);
-    let sink = match (args.console, to_stdout) {
-        (false, _) => Sink::Nothing,
-        (true, false) => Sink::Stdout,
-        (true, true) => Sink::Stderr,
+    let sink = match args.console {
+        false => Sink::Nothing,
+        // Stdout carries content, or one JSON object and nothing else.
+        true if to_stdout || args.json => Sink::Stderr,
+        true => Sink::Stdout,
     };
     logging::init(sink, args.log_level).map_err(|why| broken(&why))?;
     let mut signals = Signals::listen().map_err(|why| broken(&why))?;
@@ -87,9 +88,7 @@ async fn attempt(args: &Args, to_stdout: bool) -> Result<(), Failure> {
 async fn download(args: Args, plan: Arc<Plan>) -> Result<Delivery, Failure> {
     let daemon = endpoint::connect(args.endpoint.as_deref()).await?;
     let mut ticker = Ticker::new(&plan.name, args.no_progress || args.json);
-    let delivery = daemon::run(&plan, &daemon, &mut ticker).await?;
-    ticker.finish();
-    Ok(delivery)
+    daemon::run(&plan, &daemon, &mut ticker).await
 }
 
 /// Drops the download, and with it the call and the unfinished output.

@@ -16,7 +16,7 @@ const FIRST_LINE: Duration = Duration::from_secs(1);
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Dragonfly's bar.
 const BAR: &str =
-    "{msg}\n[{elapsed_precise}] [{bar:60.green/red}] {percent:3}% ({bytes_per_sec:.red}, {eta:.cyan})";
+    "{msg}\n[{elapsed_precise}] [{bar:60.green/red}] {percent:>3}% ({bytes_per_sec:.red}, {eta:.cyan})";
 /// While nobody knows how much there is.
 const SPINNER: &str = "{msg}\n[{elapsed_precise}] {spinner} {bytes} ({bytes_per_sec:.red})";
 
@@ -115,19 +115,10 @@ impl Progress {
         }
     }
 
-    /// Takes an unfinished bar away.
+    /// Takes the bar away: the receipt or the report takes its place.
     pub fn clear(&self) {
-        if let Shown::Bar(bar) = &self.shown
-            && !bar.is_finished()
-        {
-            bar.finish_and_clear();
-        }
-    }
-
-    /// Leaves a full bar behind.
-    pub fn finish(&self) {
         if let Shown::Bar(bar) = &self.shown {
-            bar.finish();
+            bar.finish_and_clear();
         }
     }
 }

@@ -134,7 +134,7 @@ pub struct Args {
     #[arg(short, long, env = "DFGET_LOG_LEVEL", default_value = "info")]
     pub log_level: Level,
 
-    /// Log to stdout (with -O -, to stderr)
+    /// Log to stdout (with -O - or --json, to stderr)
     #[arg(long, env = "DFGET_CONSOLE", value_parser = BoolishValueParser::new())]
     pub console: bool,
 

@@ -326,7 +326,7 @@ async fn to_stdout(plan: &Plan, daemon: &Daemon, ticker: &mut Ticker) -> Result<
         content_length: started.content_length,
         sources: receipt.as_ref().map(Sources::from),
         transfer: Transfer { mode: "stream".to_owned(), reason: "for stdout".to_owned() },
-        was_complete: false,
+        was_complete: None,
     })
 }
 
@@ -349,7 +349,7 @@ async fn delivery(bytes: u64, story: Story, daemon: &Daemon, transfer: Transfer)
         content_length: Some(story.content_length),
         sources: Some(sources),
         transfer: Transfer { mode: transfer.mode, reason },
-        was_complete: story.was_complete,
+        was_complete: Some(story.was_complete),
         task_id: story.task_id,
         host_id: story.host_id,
         peer_id: story.peer_id,

@@ -57,8 +57,8 @@ pub struct Delivery {
     pub sources: Option<Sources>,
     /// The way they took.
     pub transfer: Transfer,
-    /// Whether the daemon had everything before it was asked.
-    pub was_complete: bool,
+    /// Whether the daemon had everything before it was asked; `None` when it did not say.
+    pub was_complete: Option<bool>,
 }
 
 /// A delivery and the time it took.
@@ -164,7 +164,7 @@ mod tests {
             content_length: Some(4 << 20),
             sources: Some(Sources { origin: 1 << 20, peers: 3 << 20, local: 0, parents: 2 }),
             transfer: Transfer { mode: "path".to_owned(), reason: "same file system".to_owned() },
-            was_complete: false,
+            was_complete: Some(false),
         };
         let receipt = Receipt { plan: &plan, delivery: &delivery, elapsed: Duration::from_secs(2) };
         assert_eq!(

@@ -45,10 +45,6 @@ impl Ticker {
         self.progress.reset();
     }
 
-    pub(super) fn finish(&self) {
-        self.progress.finish();
-    }
-
     /// Prints a line to stderr in place of the bar, which is drawn anew below it.
     pub(super) fn note(&self, text: &str) {
         self.progress.suspend(|| {
@@ -60,7 +56,6 @@ impl Ticker {
 
 impl Drop for Ticker {
     fn drop(&mut self) {
-        // A bar that was not finished belongs to a download that failed: the report takes its place.
         self.progress.clear();
     }
 }
