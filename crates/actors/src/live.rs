@@ -52,6 +52,14 @@ impl Live {
         self.0.read().get(key).map(|running| running.view.clone())
     }
 
+    /// Where the supervisor of `key` fetches from `parent`.
+    #[must_use]
+    pub fn parent_address(&self, key: &TaskKey, parent: &PeerId) -> Option<String> {
+        let all = self.0.read();
+        let shown = all.get(key)?.view.parents.iter().find(|shown| shown.id == *parent)?;
+        Some(shown.address.clone())
+    }
+
     /// A token that is cancelled when the supervisor of `key` ends; `None` when none lives.
     #[must_use]
     pub fn until_over(&self, key: &TaskKey) -> Option<CancellationToken> {

@@ -30,7 +30,15 @@ struct Follower<'a> {
     story: Option<Story>,
     origin_bytes: u64,
     local_bytes: u64,
-    parents: BTreeMap<PeerId, (u32, u64)>,
+    parents: BTreeMap<PeerId, Share>,
+}
+
+/// What one parent gave.
+#[derive(Default)]
+struct Share {
+    address: String,
+    pieces: u32,
+    bytes: u64,
 }
 
 /// From `Started` on.
@@ -196,9 +204,14 @@ impl Follower<'_> {
                 (TrafficType::BackToSource, None)
             }
             Some(Source::Parent(parent)) => {
-                let (pieces, bytes) = self.parents.entry(parent.clone()).or_default();
-                *pieces += 1;
-                *bytes += span.length;
+                let (engine, key) = (&self.args.engine, &self.args.key);
+                let share = self.parents.entry(parent.clone()).or_insert_with(|| Share {
+                    // Asked now, because nobody knows it once the task is over.
+                    address: engine.live.parent_address(key, parent).unwrap_or_default(),
+                    ..Share::default()
+                });
+                share.pieces += 1;
+                share.bytes += span.length;
                 (TrafficType::RemotePeer, Some(parent.to_string()))
             }
         };
@@ -297,6 +310,7 @@ impl Follower<'_> {
         } else if self.args.telling != Telling::Silent {
             receipt.transfer = "stream".to_owned();
         }
+        self.own();
         let bytes = range.map_or(0, |range| range.length);
         let took = self.began.elapsed().as_secs_f64() * 1000.0;
         self.args.engine.metrics.download_took(&self.args.labels.r#type, bytes, took);
@@ -307,31 +321,30 @@ impl Follower<'_> {
         self.args.send(Item::Finished(receipt)).await
     }
 
+    /// Whoever was given the content is one of its users, and may delete it.
+    fn own(&self) {
+        let Some(uid) = self.args.new.owner_uid else { return };
+        if let Err(why) = tokio::task::block_in_place(|| self.content.add_owner(uid)) {
+            tracing::warn!(key = %self.args.key, uid, %why, "cannot record a user of the task");
+        }
+    }
+
     fn receipt(&self) -> Receipt {
-        let shown = self.args.engine.live.view(&self.args.key);
-        let address = |id: &PeerId| {
-            let parents = shown.iter().flat_map(|view| &view.parents);
-            parents
-                .filter(|parent| parent.id == *id)
-                .map(|parent| parent.address.clone())
-                .next()
-                .unwrap_or_default()
-        };
         let mut parents: Vec<ReceiptParent> = self
             .parents
             .iter()
-            .map(|(id, (pieces, bytes))| ReceiptParent {
+            .map(|(id, share)| ReceiptParent {
                 peer_id: id.to_string(),
                 host_id: String::new(),
-                address: address(id),
-                pieces: *pieces,
-                bytes: *bytes,
+                address: share.address.clone(),
+                pieces: share.pieces,
+                bytes: share.bytes,
             })
             .collect();
         parents.sort_by_key(|parent| std::cmp::Reverse(parent.bytes));
         Receipt {
             origin_bytes: self.origin_bytes,
-            peer_bytes: self.parents.values().map(|(_, bytes)| bytes).sum(),
+            peer_bytes: self.parents.values().map(|share| share.bytes).sum(),
             local_bytes: self.local_bytes,
             parents,
             elapsed: wire::duration(self.began.elapsed()),
