@@ -66,6 +66,7 @@ impl Task {
                 // Whoever fetched without knowing the length has read it to the end; the reports follow.
                 let (lease, until) = (cx.new_lease(), cx.now + self.silence(cx.config.lease_silence));
                 self.coverage.grant(lease, id, 0..geometry.piece_count(), until);
+                self.coverage.renew(id, until);
             }
         }
         self.knew_no_length = geometry.is_none();

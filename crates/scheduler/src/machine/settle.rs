@@ -41,10 +41,11 @@ impl Task {
             // A list may show that held pieces are out of reach for a peer.
             self.grant(cx);
         }
-        let gap = cx.config.push_gap + Duration::from_millis(self.peers.len() as u64);
-        for id in pushed {
-            if let Some(peer) = self.peers.get_mut(&id) {
-                peer.next_push = cx.now + gap;
+        // Larger swarms are told less often. A list that became doubtful while others were looked at waits, too.
+        let next = cx.now + cx.config.push_gap + Duration::from_millis(self.peers.len() as u64);
+        for peer in self.peers.values_mut() {
+            if pushed.contains(&peer.id) || (peer.list_dirty && peer.next_push <= cx.now) {
+                peer.next_push = next;
             }
         }
         self.refuse_hopeless(cx);
@@ -145,11 +146,21 @@ impl Task {
             }
             return;
         }
-        let share = self.coverage.free().len().div_ceil(eligible.len().max(1)).clamp(1, most as usize);
-        for (unfinished, _, id) in eligible {
-            if unfinished < (most as usize / 2).max(1) {
-                let pieces = self.leasable(&id, share);
-                self.lease(&id, pieces, cx);
+        self.share_out(eligible, most as usize, cx);
+    }
+
+    /// Shares the free pieces out among those who have less than half a lease left, a lease's worth each at most. Peers
+    /// that want different parts may leave some over, which the next round gives to the others.
+    fn share_out(&mut self, mut needy: Vec<(usize, u64, PeerId)>, most: usize, cx: &mut Cx<'_>) {
+        loop {
+            needy.retain(|(_, _, id)| self.coverage.unfinished(id) < (most / 2).max(1));
+            let share = self.coverage.free().len().div_ceil(needy.len().max(1)).clamp(1, most);
+            needy.retain(|(_, _, id)| {
+                let pieces = self.leasable(id, share);
+                !pieces.is_empty() && self.lease(id, pieces, cx)
+            });
+            if needy.is_empty() {
+                return;
             }
         }
     }
@@ -168,12 +179,13 @@ impl Task {
         free.chain(stranded).take(most).collect()
     }
 
-    fn lease(&mut self, id: &PeerId, pieces: Vec<u32>, cx: &mut Cx<'_>) {
+    /// Grants a lease for those of `pieces` that nobody else has; says whether there were any.
+    fn lease(&mut self, id: &PeerId, pieces: Vec<u32>, cx: &mut Cx<'_>) -> bool {
         let silence = self.silence(cx.config.lease_silence);
         let lease = cx.new_lease();
         let granted = self.coverage.grant(lease, id, pieces.into_iter(), cx.now + silence);
         if granted.is_empty() {
-            return;
+            return false;
         }
         cx.counters.leases_granted += 1;
         // What runs already shows life as much as what begins.
@@ -183,6 +195,7 @@ impl Task {
         let answer = Answer::BackToSource { description: "nobody has these pieces yet", lease: Some(lease) };
         self.answer(id, answer, cx);
         self.refresh(id, cx);
+        true
     }
 
     fn answer_empty(&mut self, cx: &mut Cx<'_>) {

@@ -253,7 +253,9 @@ impl Task {
     pub(super) fn set_parents(&mut self, child: &PeerId, parents: BTreeSet<PeerId>, cx: &mut Cx<'_>) {
         let Some(peer) = self.peers.get_mut(child) else { return };
         let former = std::mem::replace(&mut peer.parents, parents.clone());
+        let mut freed = false;
         for gone in former.difference(&parents) {
+            freed = true;
             if let Some(parent) = self.peers.get_mut(gone) {
                 parent.children.remove(child);
                 cx.hosts.child_removed(&parent.host, cx.config);
@@ -264,6 +266,10 @@ impl Task {
                 parent.children.insert(child.clone());
                 cx.hosts.child_added(&parent.host);
             }
+        }
+        if freed && self.dragonfly > 0 {
+            // What would have closed a cycle may be allowed now.
+            self.lists_dirty();
         }
     }
 

@@ -55,7 +55,7 @@ async fn nothing_comes_unasked() {
         scheduler.announce(host(name)).await;
     }
     let mut a = scheduler.register("a", "a-1", download_of(3)).await;
-    let _ = a.answer().await;
+    a.answer().await;
     a.say(Request::DownloadPeerBackToSourceStartedRequest(Default::default())).await;
     a.origin_pieces(0..3).await;
     let mut b = scheduler.register("b", "b-1", download_of(3)).await;
@@ -64,7 +64,7 @@ async fn nothing_comes_unasked() {
     a.say(Request::DownloadPeerBackToSourceFinishedRequest(Default::default())).await;
     a.assert_ends_well().await;
     let mut c = scheduler.register("c", "c-1", download_of(3)).await;
-    let _ = c.parents().await;
+    c.parents().await;
     let unasked = tokio::time::timeout(Duration::from_millis(300), b.responses.message()).await;
     assert!(unasked.is_err(), "got {unasked:?}");
 }
@@ -74,7 +74,7 @@ async fn a_failed_peers_stream_ends_well() {
     let scheduler = start(|_| {}).await;
     scheduler.announce(host("a")).await;
     let mut a = scheduler.register("a", "a-1", download_of(3)).await;
-    let _ = a.answer().await;
+    a.answer().await;
     a.say(Request::DownloadPeerBackToSourceStartedRequest(Default::default())).await;
     a.say(Request::DownloadPieceBackToSourceFailedRequest(Default::default())).await;
     a.say(Request::DownloadPeerBackToSourceFailedRequest(Default::default())).await;
@@ -153,7 +153,7 @@ async fn a_daemon_is_told_at_most_five_times() {
     for name in ["a", "b", "c", "d", "e", "f"] {
         let download = common::Download { need_back_to_source: true, ..download_of(3) };
         let mut peer = scheduler.register(name, &format!("{name}-1"), download).await;
-        let _ = peer.answer().await;
+        peer.answer().await;
         peer.say(Request::DownloadPeerBackToSourceStartedRequest(Default::default())).await;
         peer.origin_pieces(0..1).await;
         others.push(peer);
@@ -188,7 +188,7 @@ async fn the_rules_of_the_dialogue_are_kept() {
     armless.send(armless.message(None)).await;
     assert_eq!(armless.error().await.code(), Code::InvalidArgument);
     let mut two = scheduler.register("a", "a-2", download_of(3)).await;
-    let _ = two.answer().await;
+    two.answer().await;
     two.peer = "a-3".into();
     two.started().await;
     assert_eq!(two.error().await.code(), Code::InvalidArgument);

@@ -78,7 +78,7 @@ pub async fn start_with(change: impl FnOnce(&mut machine::Config), outbound: Rec
     let serving = service.clone();
     let served = tokio::spawn(async move {
         let shutdown = async move {
-            let _ = stopped.await;
+            stopped.await.ok();
         };
         serving.serve(listener, shutdown).await.unwrap();
     });

@@ -20,7 +20,7 @@ async fn tasks_and_peers_can_be_looked_up_and_deleted() {
     assert_eq!(client.stat_task(stat_task()).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(client.stat_peer(stat_peer()).await.unwrap_err().code(), Code::NotFound);
     let mut a = scheduler.register("a", "a-1", download_of(3)).await;
-    let _ = a.answer().await;
+    a.answer().await;
     a.say(Request::DownloadPeerBackToSourceStartedRequest(Default::default())).await;
     a.origin_pieces(0..3).await;
     a.say(Request::DownloadPeerBackToSourceFinishedRequest(Default::default())).await;
