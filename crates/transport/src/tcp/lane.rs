@@ -87,6 +87,7 @@ impl Lane {
     /// # Errors
     /// When the connection is refused or does not stand within the dial deadline.
     pub async fn dial(peer: SocketAddr, options: DialOptions) -> Result<Self, LaneError> {
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let failed = |source| LaneError::Dial { peer, source };
         let socket = if peer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
         let socket = socket.map_err(failed)?;

@@ -1,7 +1,6 @@
 //! Settings of sockets, lanes and servers, with their defaults.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -208,7 +207,45 @@ impl UploadCounters {
     }
 }
 
-/// Whether both ends are the same host, as far as addresses tell.
-pub(super) fn same_host(local: SocketAddr, peer: SocketAddr) -> bool {
-    peer.ip().to_canonical().is_loopback() || local.ip().to_canonical() == peer.ip().to_canonical()
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn accepted_sockets_inherit_the_listeners_options() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        // Reno is built into every kernel, and hardly the default of any.
+        let options = SocketOptions { congestion: Some("reno".to_owned()), ..SocketOptions::default() };
+        options.apply(&listener).expect("known options");
+        let _child = TcpStream::connect(listener.local_addr().expect("bound")).expect("listening");
+        let (accepted, _) = listener.accept().expect("a child");
+        assert!(sockopt::tcp_nodelay(&accepted).expect("readable"));
+        assert!(sockopt::socket_keepalive(&accepted).expect("readable"));
+        assert_eq!(sockopt::tcp_keepidle(&accepted).expect("readable"), Duration::from_secs(5));
+        assert_eq!(sockopt::tcp_keepintvl(&accepted).expect("readable"), Duration::from_secs(3));
+        assert_eq!(sockopt::tcp_keepcnt(&accepted).expect("readable"), 3);
+        if options.congestion_offered() {
+            assert_eq!(sockopt::tcp_congestion(&accepted).expect("readable"), "reno");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_offer_is_left_out_silently() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let before = sockopt::tcp_congestion(&listener).expect("readable");
+        let options = SocketOptions {
+            congestion: Some("pigeon".to_owned()),
+            receive_buffer: Some(1 << 16),
+            send_buffer: Some(1 << 17),
+            ..SocketOptions::default()
+        };
+        assert!(!options.congestion_offered());
+        options.apply(&listener).expect("known options");
+        assert_eq!(sockopt::tcp_congestion(&listener).expect("readable"), before);
+        // The kernel doubles what is asked for, up to its limits.
+        assert!(sockopt::socket_recv_buffer_size(&listener).expect("readable") >= 1 << 16);
+        assert!(sockopt::socket_send_buffer_size(&listener).expect("readable") >= 1 << 17);
+    }
 }

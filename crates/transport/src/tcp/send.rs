@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,7 +14,6 @@ use tokio::net::TcpStream;
 use tokio::task::block_in_place;
 
 use super::ServerOptions;
-use super::options::same_host;
 use crate::Buffer;
 
 /// The most one sendfile call moves, so that no blocking call takes long.
@@ -28,25 +26,13 @@ const STEP: u64 = 4 << 20;
 /// How a file's bytes get into a socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SendPath {
-    /// [`SendPath::Buffered`] to this host, [`SendPath::Sendfile`] to others: a network card takes pages as they
-    /// are, whereas loopback hands them to the receiver, who then copies from cold memory.
+    /// The kernel moves pages from the file to the socket. The default: a network card takes the pages as they are,
+    /// and even on loopback, where the receiver copies from cold memory instead of the sender, both ends together
+    /// took 0.73 CPU seconds per GiB this way and 0.78 the other (medians of five, one lane, warm page cache).
     #[default]
-    Auto,
-    /// The kernel moves pages from the file to the socket.
     Sendfile,
     /// Read into a pooled buffer and write; sendfile while the pool has none left, so that nobody waits for one.
     Buffered,
-}
-
-impl SendPath {
-    /// The way to take between these two addresses.
-    pub(super) fn resolve(self, local: SocketAddr, peer: SocketAddr) -> SendPath {
-        match self {
-            SendPath::Auto if same_host(local, peer) => SendPath::Buffered,
-            SendPath::Auto => SendPath::Sendfile,
-            chosen => chosen,
-        }
-    }
 }
 
 /// One connection's way out.
@@ -54,7 +40,6 @@ impl SendPath {
 pub(super) struct Outlet<'a> {
     pub(super) stream: &'a TcpStream,
     pub(super) options: &'a ServerOptions,
-    pub(super) path: SendPath,
 }
 
 impl Outlet<'_> {
@@ -105,9 +90,9 @@ impl Outlet<'_> {
     }
 
     async fn file(&self, file: &Arc<File>, from: u64, count: u64) -> io::Result<()> {
-        let buffer = match self.path {
+        let buffer = match self.options.send {
             SendPath::Sendfile => None,
-            SendPath::Auto | SendPath::Buffered => self.options.pool.try_acquire(),
+            SendPath::Buffered => self.options.pool.try_acquire(),
         };
         let mut source = FileSource { file, at: from, end: from + count, buffer, loaded: 0..0 };
         while source.at < source.end {

@@ -96,8 +96,11 @@ pub async fn serve(
             biased;
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => accepted,
+            Some(ended) = connections.join_next() => {
+                report(ended);
+                continue;
+            }
         };
-        reap(&mut connections);
         match accepted {
             Ok((stream, _)) => {
                 let Some(slot) = slot(&server, &slots).await else {
@@ -160,12 +163,6 @@ async fn refused(server: &Server, error: &io::Error) {
     tracing::warn!(%error, "cannot accept a piece connection; trying again shortly");
     server.room.notify_one();
     tokio::time::sleep(ACCEPT_BACKOFF).await;
-}
-
-fn reap(connections: &mut JoinSet<()>) {
-    while let Some(ended) = connections.try_join_next() {
-        report(ended);
-    }
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {

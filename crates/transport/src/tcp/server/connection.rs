@@ -37,14 +37,13 @@ enum Asked {
 
 /// Answers until the child or the server has had enough.
 pub(super) async fn run(server: &Server, mut stream: TcpStream) {
-    let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else {
+    let Ok(peer) = stream.peer_addr() else {
         return; // gone before it was looked at
     };
-    let path = server.options.send.resolve(local, peer);
     let mut answered = 0u64;
     loop {
         let asked = ask(server, &mut stream, answered > 0).await;
-        let outlet = Outlet { stream: &stream, options: &server.options, path };
+        let outlet = Outlet { stream: &stream, options: &server.options };
         let goes_on = match asked {
             Ok(Asked::Request(request)) => answer(server, &outlet, peer, &request).await,
             Ok(Asked::Invalid(id, error)) => {
