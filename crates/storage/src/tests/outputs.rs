@@ -274,6 +274,9 @@ fn content_goes_to_another_file_system_as_a_copy() {
 #[test]
 fn a_link_is_known_of_before_it_is_made() {
     let test = Outputs::new();
+    test.bench.system.0.lock().budget = Some(0);
+    assert!(matches!(test.publish("a", LINK), Err(StoreError::DiskFull { .. })));
+    assert!(test.names().is_empty(), "what cannot be recorded is not linked");
     // The first of the two header writes around a link succeeds, the second one does not.
     test.bench.system.0.lock().budget = Some(4096);
     assert_eq!(test.publish("a", LINK).unwrap(), OutputWay::HardLink);
