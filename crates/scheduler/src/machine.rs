@@ -190,7 +190,7 @@ impl Scheduler {
             }
             Event::HostLeft(host) => self.host_left(&host, now, out),
             Event::Probed { host, alive } => self.probed(&host, alive, now, out),
-            Event::Peer(event) => self.peer_event(event, now, out),
+            Event::Peer(event) => self.peer_event(*event, now, out),
             Event::StreamClosed(stream) => self.stream_closed(stream, now, out),
             Event::Hold(hold, message) => self.hold_event(hold, message, now, out),
             Event::HoldClosed(hold) => self.hold_closed(hold, now, out),

@@ -207,6 +207,18 @@ impl SchedulerService {
         self.ids.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Takes a host's announcement over, in full for those who will be sent to it.
+    fn take_host(self: &Arc<Self>, host: common::Host, event: Event) {
+        let (id, host) = (HostId::from(host.id.as_str()), Arc::new(host));
+        self.inner.lock().hosts.insert(id.clone(), host.clone());
+        self.step(event);
+        let mut inner = self.inner.lock();
+        // The step may have begun with forgetting a host that had been silent for too long: this one.
+        if inner.machine.knows_host(&id) {
+            inner.hosts.insert(id, host);
+        }
+    }
+
     /// Lets the machine take a step and does what it says.
     fn step(self: &Arc<Self>, event: Event) {
         let mut calls = Vec::new();

@@ -41,13 +41,7 @@ impl Scheduler {
                 task.learn(&peer, learned, cx);
             }
             if let Some(lease) = event.released {
-                if task.coverage.end(&peer, lease) {
-                    task.set_back(&peer, cx.now);
-                    if task.solo.as_ref() == Some(&peer) && !task.coverage.has_lease(&peer) {
-                        task.solo = None;
-                    }
-                    task.refresh(&peer, cx);
-                }
+                task.released(&peer, lease, cx);
             }
             if let Some(message) = event.message {
                 task.message(&peer, message, cx);
@@ -89,6 +83,18 @@ impl Scheduler {
 }
 
 impl Task {
+    /// The peer has no use for a lease: its pieces go to others, and it comes last for a while.
+    fn released(&mut self, id: &PeerId, lease: u64, cx: &mut Cx<'_>) {
+        if !self.coverage.end(id, lease) {
+            return;
+        }
+        self.set_back(id, cx.now);
+        if self.solo.as_ref() == Some(id) && !self.coverage.has_lease(id) {
+            self.solo = None;
+        }
+        self.refresh(id, cx);
+    }
+
     fn message(&mut self, id: &PeerId, message: PeerMessage, cx: &mut Cx<'_>) {
         self.updated = cx.now;
         match message {

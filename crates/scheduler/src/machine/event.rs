@@ -231,7 +231,7 @@ pub enum Event {
         alive: bool,
     },
     /// A peer spoke.
-    Peer(PeerEvent),
+    Peer(Box<PeerEvent>),
     /// An announce stream ended on the peer's side.
     StreamClosed(StreamId),
     /// A daemon spoke.

@@ -258,10 +258,23 @@ mod tests {
         let mut coverage = Coverage::default();
         coverage.set_count(10);
         assert_eq!(coverage.grant(1, &peer("a"), 0..4, Tick(9)).len(), 4);
-        assert_eq!(runs(&coverage.grant(2, &peer("b"), 2..6, Tick(9))), [4..6]);
+        assert_eq!(coverage.grant(2, &peer("b"), 2..6, Tick(9)), BTreeSet::from([4, 5]));
         assert!(coverage.grant(3, &peer("c"), 0..6, Tick(9)).is_empty());
         assert_eq!(coverage.free().len(), 4);
         coverage.assert_consistent(|_| 0);
+    }
+
+    #[test]
+    fn runs_join_what_is_consecutive() {
+        assert_eq!(runs(&BTreeSet::from([1, 2, 3, 7, 9, 10])), [1..4, 7..8, 9..11]);
+        assert!(runs(&BTreeSet::new()).is_empty());
+    }
+
+    #[test]
+    fn a_restated_lease_names_no_more_than_there_can_be() {
+        let mut held = PieceSet::new(10);
+        held.insert(1);
+        assert_eq!(pieces_of(&[0..u32::MAX, 3..5], &held, 3), [0, 2, 3]);
     }
 
     #[test]

@@ -129,10 +129,9 @@ impl Task {
         let most = cx.config.lease_pieces.max(1);
         if self.geometry.is_none() {
             // Unknown content: one peer asks, and the others learn from it.
-            if !self.coverage.any() && self.whole.is_empty() {
-                if let Some((_, _, id)) = eligible.first() {
-                    self.lease(&id.clone(), (0..most).collect(), cx);
-                }
+            let first = eligible.first().filter(|_| !self.coverage.any() && self.whole.is_empty());
+            if let Some((_, _, id)) = first {
+                self.lease(&id.clone(), (0..most).collect(), cx);
             }
             return;
         }
@@ -330,28 +329,26 @@ impl Task {
     /// Refuses peers of ours that nothing can come to: nobody has or fetches the content, and they may not.
     fn refuse_hopeless(&mut self, cx: &mut Cx<'_>) {
         let mut hopeless = Vec::new();
-        let ids: Vec<PeerId> = self
-            .peers
-            .values()
-            .filter(|peer| peer.ours && peer.is_active())
-            .map(|peer| peer.id.clone())
-            .collect();
-        for id in ids {
-            let fetched = self.is_fetched_by_other(&id);
-            let Some(peer) = self.peers.get_mut(&id) else { continue };
+        for peer in self.peers.values().filter(|peer| peer.ours && peer.is_active()) {
+            // The cheap questions come first: this is asked at every step of a large swarm.
             let hope = peer.may_use_origin
                 || peer.metadata_only
-                || fetched
                 || !peer.pushed.is_empty()
+                || self.is_fetched_by_other(&peer.id)
                 || self.geometry.is_some_and(|geometry| peer.missing(&geometry).next().is_none());
-            if hope {
-                peer.waiting = if self.geometry.is_some() { None } else { Some(cx.now) };
-            } else if cx.now.since(*peer.waiting.get_or_insert(cx.now)) >= cx.config.refuse_after {
-                hopeless.push(id);
+            let since = peer.waiting.unwrap_or(cx.now);
+            if !hope || peer.waiting.is_some() {
+                hopeless.push((peer.id.clone(), hope, since));
             }
         }
-        for id in hopeless {
-            self.refuse(&id, "nobody has the content, and this peer may not ask the origin", cx);
+        for (id, hope, since) in hopeless {
+            if !hope && cx.now.since(since) >= cx.config.refuse_after {
+                self.refuse(&id, "nobody has the content, and this peer may not ask the origin", cx);
+            } else if let Some(peer) = self.peers.get_mut(&id) {
+                // With hope the wait begins anew; without a geometry the content may still turn out to be empty.
+                let since = if hope { cx.now } else { since };
+                peer.waiting = (!hope || self.geometry.is_none()).then_some(since);
+            }
         }
     }
 

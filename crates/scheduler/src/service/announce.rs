@@ -86,7 +86,7 @@ impl SchedulerService {
             released: request.released_lease,
             message: request.request.map(convert::message).transpose()?,
         };
-        self.step(Event::Peer(event));
+        self.step(Event::Peer(Box::new(event)));
         Ok(())
     }
 }

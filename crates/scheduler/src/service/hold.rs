@@ -86,12 +86,11 @@ impl SchedulerService {
                     address: self.config.address.clone(),
                     ring: self.config.ring.clone(),
                 };
-                let mut inner = self.inner.lock();
-                inner.hosts.insert(info.id.clone(), Arc::new(host));
-                if let Some(outlet) = inner.holds.get(&hold) {
+                if let Some(outlet) = self.inner.lock().holds.get(&hold) {
                     outlet.send(ours::HoldResponse { response: Some(Reply::Welcome(welcome)) });
                 }
-                HoldMessage::Hello(Box::new(info))
+                self.take_host(host, Event::Hold(hold, HoldMessage::Hello(Box::new(info))));
+                return Ok(());
             }
             Request::Beat(_) | Request::Done(_) => HoldMessage::Beat,
             Request::Holdings(ours::Holdings { holdings, last }) => {

@@ -1,6 +1,5 @@
 //! `scheduler.v2.Scheduler`, call by call.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use damselfly_api::common::v2 as common;
@@ -96,8 +95,7 @@ scheduler! {
             let address = validate::host(&host)?;
             let interval = request.interval.and_then(convert::duration).filter(|interval| !interval.is_zero());
             let info = convert::host(&host, address);
-            self.0.inner.lock().hosts.insert(info.id.clone(), Arc::new(host));
-            self.0.step(Event::HostAnnounced(Box::new(info), interval.unwrap_or(DEFAULT_INTERVAL)));
+            self.0.take_host(host, Event::HostAnnounced(Box::new(info), interval.unwrap_or(DEFAULT_INTERVAL)));
             Ok(Response::new(()))
         }
 

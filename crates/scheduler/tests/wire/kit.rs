@@ -21,15 +21,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-pub const TASK: &str = "e2d0fe1585a63ec6009c8016ff8dda8b17719a637405a4e23c0ff81339148249";
-pub const URL: &str = "https://example.com/model.bin";
-pub const MIB: u64 = 1 << 20;
+pub(crate) const TASK: &str = "e2d0fe1585a63ec6009c8016ff8dda8b17719a637405a4e23c0ff81339148249";
+pub(crate) const URL: &str = "https://example.com/model.bin";
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// Remembers what it was asked.
 #[derive(Default)]
-pub struct Recorder {
-    pub seeds: Mutex<Vec<(SocketAddr, common::Download)>>,
-    pub fail: bool,
+pub(crate) struct Recorder {
+    pub(crate) seeds: Mutex<Vec<(SocketAddr, common::Download)>>,
+    pub(crate) fail: bool,
 }
 
 impl Outbound for Recorder {
@@ -49,30 +49,35 @@ impl Outbound for Recorder {
 }
 
 /// A scheduler that runs until it is dropped.
-pub struct Running {
-    pub service: Arc<SchedulerService>,
-    pub address: SocketAddr,
-    pub outbound: Arc<Recorder>,
-    pub stop: Option<oneshot::Sender<()>>,
-    pub served: tokio::task::JoinHandle<()>,
+pub(crate) struct Running {
+    pub(crate) service: Arc<SchedulerService>,
+    pub(crate) address: SocketAddr,
+    pub(crate) outbound: Arc<Recorder>,
+    pub(crate) stop: Option<oneshot::Sender<()>>,
+    pub(crate) served: tokio::task::JoinHandle<()>,
 }
 
-pub async fn start(change: impl FnOnce(&mut machine::Config)) -> Running {
+pub(crate) async fn start(change: impl FnOnce(&mut machine::Config)) -> Running {
     start_with(change, Recorder::default()).await
 }
 
-pub async fn start_with(change: impl FnOnce(&mut machine::Config), outbound: Recorder) -> Running {
+pub(crate) async fn start_with(change: impl FnOnce(&mut machine::Config), outbound: Recorder) -> Running {
     let mut config = machine::Config { fresh: true, ..Default::default() };
     change(&mut config);
+    run(config, Config::default().queue, outbound).await
+}
+
+pub(crate) async fn start_queued(queue: usize) -> Running {
+    let config = machine::Config { fresh: true, ..Default::default() };
+    run(config, queue, Recorder::default()).await
+}
+
+async fn run(config: machine::Config, queue: usize, outbound: Recorder) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let outbound = Arc::new(outbound);
-    let config = Config {
-        machine: config,
-        address: address.to_string(),
-        ring: vec![address.to_string()],
-        ..Default::default()
-    };
+    let config =
+        Config { machine: config, address: address.to_string(), ring: vec![address.to_string()], queue };
     let service = SchedulerService::start(config, outbound.clone());
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = service.clone();
@@ -87,7 +92,7 @@ pub async fn start_with(change: impl FnOnce(&mut machine::Config), outbound: Rec
 
 impl Running {
     /// Waits until the scheduler has got so far: streams are not ordered among each other.
-    pub async fn until(&self, reached: impl Fn(&machine::Snapshot) -> bool) {
+    pub(crate) async fn until(&self, reached: impl Fn(&machine::Snapshot) -> bool) {
         for _ in 0..1000 {
             if reached(&self.service.snapshot()) {
                 return;
@@ -97,17 +102,17 @@ impl Running {
         panic!("never reached: {:?}", self.service.snapshot());
     }
 
-    pub async fn client(&self) -> SchedulerClient<Channel> {
+    pub(crate) async fn client(&self) -> SchedulerClient<Channel> {
         SchedulerClient::connect(format!("http://{}", self.address)).await.unwrap()
     }
 
-    pub async fn announce(&self, host: common::Host) {
+    pub(crate) async fn announce(&self, host: common::Host) {
         let request = scheduler::AnnounceHostRequest { host: Some(host), interval: None };
         self.client().await.announce_host(request).await.unwrap();
     }
 
     /// Opens an announce stream and says nothing yet.
-    pub async fn open(&self, host: &str, peer: &str) -> Stream {
+    pub(crate) async fn open(&self, host: &str, peer: &str) -> Stream {
         let (requests, receiver) = mpsc::channel(64);
         let response = self.client().await.announce_peer(ReceiverStream::new(receiver)).await.unwrap();
         Stream {
@@ -119,14 +124,14 @@ impl Running {
     }
 
     /// Opens an announce stream and registers.
-    pub async fn register(&self, host: &str, peer: &str, download: common::Download) -> Stream {
+    pub(crate) async fn register(&self, host: &str, peer: &str, download: common::Download) -> Stream {
         let stream = self.open(host, peer).await;
         let register = scheduler::RegisterPeerRequest { download: Some(download), restate: None };
         stream.say(Request::RegisterPeerRequest(register)).await;
         stream
     }
 
-    pub async fn hold(&self, host: common::Host, incarnation: u64) -> Hold {
+    pub(crate) async fn hold(&self, host: common::Host, incarnation: u64) -> Hold {
         let (requests, receiver) = mpsc::channel(64);
         let mut client = ClusterClient::connect(format!("http://{}", self.address)).await.unwrap();
         let hello = ours::Hello { host: Some(host), incarnation, version: "test".into() };
@@ -140,27 +145,27 @@ impl Running {
 }
 
 /// A Hold stream.
-pub struct Hold {
-    pub requests: mpsc::Sender<ours::HoldRequest>,
-    pub responses: Streaming<ours::HoldResponse>,
+pub(crate) struct Hold {
+    pub(crate) requests: mpsc::Sender<ours::HoldRequest>,
+    pub(crate) responses: Streaming<ours::HoldResponse>,
 }
 
 impl Hold {
-    pub async fn say(&self, request: ours::hold_request::Request) {
+    pub(crate) async fn say(&self, request: ours::hold_request::Request) {
         self.requests.send(ours::HoldRequest { request: Some(request) }).await.unwrap();
     }
 }
 
 /// An announce stream.
-pub struct Stream {
-    pub host: String,
-    pub peer: String,
-    pub requests: Option<mpsc::Sender<scheduler::AnnouncePeerRequest>>,
-    pub responses: Streaming<scheduler::AnnouncePeerResponse>,
+pub(crate) struct Stream {
+    pub(crate) host: String,
+    pub(crate) peer: String,
+    pub(crate) requests: Option<mpsc::Sender<scheduler::AnnouncePeerRequest>>,
+    pub(crate) responses: Streaming<scheduler::AnnouncePeerResponse>,
 }
 
 impl Stream {
-    pub fn message(&self, request: Option<Request>) -> scheduler::AnnouncePeerRequest {
+    pub(crate) fn message(&self, request: Option<Request>) -> scheduler::AnnouncePeerRequest {
         scheduler::AnnouncePeerRequest {
             host_id: self.host.clone(),
             task_id: TASK.into(),
@@ -170,20 +175,20 @@ impl Stream {
         }
     }
 
-    pub async fn send(&self, message: scheduler::AnnouncePeerRequest) {
+    pub(crate) async fn send(&self, message: scheduler::AnnouncePeerRequest) {
         self.requests.as_ref().unwrap().send(message).await.unwrap();
     }
 
-    pub async fn say(&self, request: Request) {
+    pub(crate) async fn say(&self, request: Request) {
         self.send(self.message(Some(request))).await;
     }
 
-    pub async fn started(&self) {
+    pub(crate) async fn started(&self) {
         self.say(Request::DownloadPeerStartedRequest(Default::default())).await;
     }
 
     /// Reports pieces of 4 MiB from the origin; the CRC is the piece's number plus 100.
-    pub async fn origin_pieces(&self, pieces: impl IntoIterator<Item = u32>) {
+    pub(crate) async fn origin_pieces(&self, pieces: impl IntoIterator<Item = u32>) {
         for number in pieces {
             let request =
                 scheduler::DownloadPieceBackToSourceFinishedRequest { piece: Some(piece(number, None)) };
@@ -191,14 +196,14 @@ impl Stream {
         }
     }
 
-    pub async fn next(&mut self) -> Result<Option<scheduler::AnnouncePeerResponse>, Status> {
+    pub(crate) async fn next(&mut self) -> Result<Option<scheduler::AnnouncePeerResponse>, Status> {
         tokio::time::timeout(Duration::from_secs(20), self.responses.message())
             .await
             .expect("no message came")
     }
 
     /// The next message that has an arm, ours' facts aside.
-    pub async fn answer(&mut self) -> Response {
+    pub(crate) async fn answer(&mut self) -> Response {
         loop {
             let message = self.next().await.unwrap().expect("the stream ended");
             if let Some(response) = message.response {
@@ -207,7 +212,7 @@ impl Stream {
         }
     }
 
-    pub async fn facts(&mut self) -> ours::Facts {
+    pub(crate) async fn facts(&mut self) -> ours::Facts {
         loop {
             let message = self.next().await.unwrap().expect("the stream ended");
             if let Some(facts) = message.facts {
@@ -216,14 +221,14 @@ impl Stream {
         }
     }
 
-    pub async fn parents(&mut self) -> Vec<common::Peer> {
+    pub(crate) async fn parents(&mut self) -> Vec<common::Peer> {
         match self.answer().await {
             Response::NormalTaskResponse(response) => response.candidate_parents,
             other => panic!("expected parents, got {other:?}"),
         }
     }
 
-    pub async fn lease(&mut self) -> ours::Lease {
+    pub(crate) async fn lease(&mut self) -> ours::Lease {
         loop {
             if let Response::NeedBackToSourceResponse(response) = self.answer().await {
                 return response.lease.expect("ours get leases");
@@ -231,7 +236,7 @@ impl Stream {
         }
     }
 
-    pub async fn error(&mut self) -> Status {
+    pub(crate) async fn error(&mut self) -> Status {
         loop {
             match self.next().await {
                 Ok(Some(_)) => {}
@@ -241,12 +246,12 @@ impl Stream {
         }
     }
 
-    pub async fn assert_ends_well(&mut self) {
+    pub(crate) async fn assert_ends_well(&mut self) {
         while self.next().await.expect("the stream ends with OK").is_some() {}
     }
 }
 
-pub fn piece(number: u32, parent: Option<&str>) -> common::Piece {
+pub(crate) fn piece(number: u32, parent: Option<&str>) -> common::Piece {
     common::Piece {
         number,
         parent_id: parent.map(str::to_owned),
@@ -259,7 +264,7 @@ pub fn piece(number: u32, parent: Option<&str>) -> common::Piece {
     }
 }
 
-pub fn host(name: &str) -> common::Host {
+pub(crate) fn host(name: &str) -> common::Host {
     common::Host {
         id: name.to_owned(),
         hostname: name.to_owned(),
@@ -271,12 +276,12 @@ pub fn host(name: &str) -> common::Host {
     }
 }
 
-pub fn our_host(name: &str, incarnation: u64) -> common::Host {
+pub(crate) fn our_host(name: &str, incarnation: u64) -> common::Host {
     common::Host { tcp_port: 4005, incarnation: Some(incarnation), ..host(name) }
 }
 
 /// As our daemon registers: it does not know the length yet.
-pub fn download() -> common::Download {
+pub(crate) fn download() -> common::Download {
     common::Download {
         url: URL.into(),
         request_header: [("authorization".to_owned(), "secret".to_owned())].into(),
@@ -286,7 +291,7 @@ pub fn download() -> common::Download {
 }
 
 /// As Dragonfly's daemon registers: it has asked the origin.
-pub fn download_of(pieces: u64) -> common::Download {
+pub(crate) fn download_of(pieces: u64) -> common::Download {
     common::Download {
         actual_content_length: Some(pieces * 4 * MIB),
         actual_piece_length: Some(4 * MIB),

@@ -9,7 +9,7 @@ use scheduler::announce_peer_request::Request;
 use scheduler::announce_peer_response::Response;
 use tonic::Code;
 
-use crate::kit::{MIB, TASK, download, download_of, host, our_host, piece, start};
+use crate::kit::{MIB, TASK, download, download_of, host, our_host, piece, start, start_queued};
 
 fn learned(pieces: u64) -> ours::Learned {
     ours::Learned {
@@ -63,8 +63,7 @@ async fn a_second_peer_learns_of_the_content_and_of_the_first() {
             other => panic!("unexpected {other:?}"),
         }
     }
-    // Twelve pieces are left for two: six each.
-    assert_eq!(lease.unwrap().ranges, [ours::PieceRange { first: 8, count: 6 }]);
+    assert_eq!(lease.unwrap().ranges, [ours::PieceRange { first: 8, count: 8 }]);
     let parent = &parents.unwrap()[0];
     let host = parent.host.as_ref().unwrap();
     assert_eq!((parent.id.as_str(), host.tcp_port, host.incarnation), ("a-1", 4005, Some(1)));
@@ -187,6 +186,30 @@ async fn leases_and_facts_are_not_for_dragonflys() {
         Response::NeedBackToSourceResponse(response) => assert!(response.lease.is_none()),
         other => panic!("expected the origin, got {other:?}"),
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_loses_its_stream_and_nobody_else_does() {
+    let scheduler = start_queued(2).await;
+    scheduler.announce(our_host("a", 1)).await;
+    scheduler.announce(our_host("b", 2)).await;
+    let mut a = scheduler.register("a", "a-1", download()).await;
+    a.lease().await;
+    let mut b = scheduler.register("b", "b-1", download()).await;
+    // Every new version is told to B at once, and none fits into a window that nobody empties.
+    for version in 0..40 {
+        let learned = ours::Learned {
+            validator: Some(ours::Validator { etag: Some(format!("{version}")), last_modified: None }),
+            header: [("x".to_owned(), "x".repeat(200_000))].into(),
+            ..learned(8)
+        };
+        a.send(scheduler::AnnouncePeerRequest { learned: Some(learned), ..a.message(None) }).await;
+        while a.facts().await.learned.is_none() {}
+    }
+    assert_eq!(b.error().await.code(), Code::ResourceExhausted);
+    a.origin_pieces(0..8).await;
+    a.say(Request::DownloadPeerFinishedRequest(Default::default())).await;
+    a.assert_ends_well().await;
 }
 
 #[tokio::test]

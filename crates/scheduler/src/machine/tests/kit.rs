@@ -136,19 +136,19 @@ impl Lab {
         let host = peer.split('/').next().unwrap().to_owned();
         self.seats.insert(peer.to_owned(), (StreamId(self.streams), host));
         let message = Some(PeerMessage::Register(Box::new(register)));
-        self.step(Event::Peer(PeerEvent { learned, message, ..self.event(peer) }));
+        self.step(Event::Peer(Box::new(PeerEvent { learned, message, ..self.event(peer) })));
     }
 
     pub(super) fn say(&mut self, peer: &str, message: PeerMessage) {
-        self.step(Event::Peer(PeerEvent { message: Some(message), ..self.event(peer) }));
+        self.step(Event::Peer(Box::new(PeerEvent { message: Some(message), ..self.event(peer) })));
     }
 
     pub(super) fn learned(&mut self, peer: &str, learned: Learned) {
-        self.step(Event::Peer(PeerEvent { learned: Some(learned), ..self.event(peer) }));
+        self.step(Event::Peer(Box::new(PeerEvent { learned: Some(learned), ..self.event(peer) })));
     }
 
     pub(super) fn release(&mut self, peer: &str, lease: u64) {
-        self.step(Event::Peer(PeerEvent { released: Some(lease), ..self.event(peer) }));
+        self.step(Event::Peer(Box::new(PeerEvent { released: Some(lease), ..self.event(peer) })));
     }
 
     pub(super) fn report(number: u32, parent: Option<&str>) -> PieceReport {
@@ -230,4 +230,9 @@ pub(super) fn of_length(pieces: u32) -> Register {
         piece_length: Some(4 * MIB),
         ..Register::default()
     }
+}
+
+/// Whether the lease is for the pieces from `first` to before `end`, and for no others.
+pub(super) fn spans(lease: &Lease, first: u32, end: u32) -> bool {
+    lease.ranges.iter().cloned().flatten().eq(first..end)
 }

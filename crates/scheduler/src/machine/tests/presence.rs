@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use damselfly_core::PieceSet;
 
-use super::kit::{Lab, MIB, key, learned, of_length};
+use super::kit::{Lab, MIB, key, learned, of_length, spans};
 use crate::machine::event::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ fn a_silent_hold_is_a_dead_host() {
     let told = lab.told("b/1");
     assert!(told.contains(&Answer::Parents(vec![])), "{told:?}");
     assert!(told.iter().any(|answer| matches!(answer, Answer::BackToSource { lease: Some(lease), .. }
-        if lease.ranges == [0..8])));
+        if spans(lease, 0, 8))));
     // It was only the network: the next beat brings the host back.
     lab.step(Event::Hold(HoldId(1), HoldMessage::Beat));
     lab.pass(SECOND);
