@@ -98,6 +98,7 @@ impl Checker {
 
     pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
         self.observe(&event);
+        self.assume_leave();
         let effects = self.machine.step(event, self.now);
         assert!(self.finished.is_none() || effects.is_empty(), "{effects:?} after the end");
         for effect in &effects {
@@ -110,10 +111,11 @@ impl Checker {
     fn observe(&mut self, event: &Event) {
         match event {
             Event::Join(client) if self.finished.is_none() => {
-                if !self.waiting.contains_key(&client.id) {
-                    self.waiting.insert(client.id, client.clone());
-                    self.last_progress = self.now;
-                }
+                let now = self.now;
+                self.waiting.entry(client.id).or_insert_with(|| {
+                    self.last_progress = now;
+                    client.clone()
+                });
             }
             Event::Leave(id) => drop(self.waiting.remove(id)),
             Event::Pause => self.paused = true,
@@ -128,6 +130,14 @@ impl Checker {
             Event::Attempt(id, message) => self.observe_attempt(*id, message),
             _ => {}
         }
+    }
+
+    /// Leave that may be taken without being given; it lasts until the scheduler's next answer.
+    fn assume_leave(&mut self) {
+        let silent = !self.answered && self.now.since(self.last_answer) >= self.config.answer_deadline;
+        let desperate = self.now.since(self.last_progress) >= self.config.desperate_after;
+        let exhausted = !self.ours && self.answers >= self.config.max_schedule_count;
+        self.assumed |= silent || desperate || exhausted;
     }
 
     fn observe_scheduler(&mut self, message: &FromScheduler) {
@@ -184,14 +194,13 @@ impl Checker {
         let Some(running) = self.running.get_mut(&id) else { return };
         match message {
             FromAttempt::Stored { piece, .. } => {
-                if running.piece == Some(*piece) {
-                    running.done = true;
-                }
+                // Without a geometry there is no piece to be done with.
+                running.done |= running.piece == Some(*piece) && self.geometry.is_some();
             }
             FromAttempt::Over(result) => {
                 let running = self.running.remove(&id).unwrap();
                 if let (Err(Failure { kind: FailureKind::Wrong, .. }), Some(parent), false) =
-                    (result, running.parent, running.cancelled)
+                    (result, running.parent, running.cancelled || running.done)
                 {
                     self.banned.insert(parent);
                 }
@@ -334,11 +343,6 @@ impl Checker {
         let allowed = |client: &Client| client.headers == headers && client.may_use_origin;
         assert!(self.waiting.values().any(allowed), "{fetch:?} with nobody's headers");
         let measured = self.config.foreign_scheduler && !self.registered;
-        let silent = !self.answered && self.now.since(self.last_answer) >= self.config.answer_deadline;
-        let desperate = self.now.since(self.last_progress) >= self.config.desperate_after;
-        let exhausted = !self.ours && self.answers >= self.config.max_schedule_count;
-        // Leave taken without being given lasts until the scheduler's next answer.
-        self.assumed |= silent || desperate || exhausted;
         if self.granted || self.assumed || measured {
             return;
         }

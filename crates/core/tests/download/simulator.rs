@@ -306,7 +306,7 @@ impl World {
             self.connected = false;
             self.queue.push(Event::Scheduler(FromScheduler::Lost("broken".into())));
         }
-        let second = self.since_start().as_millis() % 1000 == 0;
+        let second = self.since_start().as_millis().is_multiple_of(1000);
         let lost: Vec<PeerId> =
             self.told.keys().filter(|id| second && self.parents[*id].loses_watch).cloned().collect();
         for id in lost {
