@@ -6,7 +6,7 @@ use damselfly_core::{PeerId, PieceSet, Tick};
 
 use super::event::{Effect, Ending, PeerEvent, PeerMessage, StreamId};
 use super::leases::Coverage;
-use super::peers::Step;
+use super::peers::{Peer, Step};
 use super::tasks::{Task, TaskState};
 use super::{Cx, Scheduler, Seat};
 
@@ -135,10 +135,17 @@ impl Task {
     }
 
     fn reschedule(&mut self, id: &PeerId, parents: Vec<PeerId>, cx: &mut Cx<'_>) {
-        let Some(peer) = self.peers.get_mut(id) else { return };
-        // Dragonfly's daemon names those it is done with; ours may have met a moment's trouble.
+        let Some(peer) = self.peers.get(id) else { return };
+        // Dragonfly's daemon names those it is done with. Ours names all when it is stuck: to blame, for a while, are
+        // those that have what it misses, and not those that wait for the origin like itself.
         let until = peer.ours.then(|| cx.now + cx.config.reschedule_block);
-        for parent in parents {
+        let missing = |parent: &Peer| parent.pieces.iter().any(|piece| !peer.pieces.contains(piece));
+        let to_blame: Vec<PeerId> = parents
+            .into_iter()
+            .filter(|parent| !peer.ours || self.peers.get(parent).is_some_and(missing))
+            .collect();
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        for parent in to_blame {
             let block = peer.blocked.entry(parent).or_insert(until);
             *block = if block.is_none() { None } else { until };
         }

@@ -4,7 +4,7 @@ use damselfly_core::{HostId, PeerId, PieceSet, TaskKey, Tick};
 
 use super::event::{Answer, Effect, Ending, PeerEvent, Priority, Register, Restate, StreamId};
 use super::leases::pieces_of;
-use super::peers::{Peer, PeerState, Step};
+use super::peers::{Peer, Step};
 use super::tasks::{Seeding, Task, TaskState};
 use super::timers::Timer;
 use super::{Cx, Scheduler, Seat};
@@ -254,7 +254,6 @@ impl Task {
         if let Some(length) = register.content_length {
             self.learn_length(id, length, register.piece_length, cx);
         }
-        debug_assert!(self.peers.get(id).is_none_or(|peer| peer.state != PeerState::Leave));
     }
 
     /// The key under which a host's holdings stand while no peer of it is registered.

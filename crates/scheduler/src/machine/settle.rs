@@ -10,7 +10,7 @@ use super::Cx;
 use super::candidates::Candidate;
 use super::event::{Answer, Ending};
 use super::leases::runs;
-use super::peers::Step;
+use super::peers::{Peer, Step};
 use super::tasks::Task;
 
 /// The longest time without a lease after giving several back in a row.
@@ -40,6 +40,7 @@ impl Task {
             }
             // A list may show that held pieces are out of reach for a peer.
             self.grant(cx);
+            self.greet(cx);
         }
         // Larger swarms are told less often. A list that became doubtful while others were looked at waits, too.
         let next = cx.now + cx.config.push_gap + Duration::from_millis(self.peers.len() as u64);
@@ -195,6 +196,16 @@ impl Task {
         self.answer(id, answer, cx);
         self.refresh(id, cx);
         true
+    }
+
+    /// A peer of ours that there is nothing to tell yet is told that: its daemon takes a scheduler that says nothing
+    /// for a dead one, and asks the origin without leave.
+    fn greet(&mut self, cx: &mut Cx<'_>) {
+        let silent = |peer: &&Peer| peer.ours && peer.is_active() && peer.answers == 0;
+        let ids: Vec<PeerId> = self.peers.values().filter(silent).map(|peer| peer.id.clone()).collect();
+        for id in ids {
+            self.answer(&id, Answer::Parents(Vec::new()), cx);
+        }
     }
 
     fn answer_empty(&mut self, cx: &mut Cx<'_>) {

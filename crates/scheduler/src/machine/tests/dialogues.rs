@@ -19,7 +19,7 @@ fn the_first_peer_asks_and_the_others_learn_from_it() {
     lab.register("a/1", Register::default());
     lab.register("b/1", Register::default());
     assert_eq!(lab.leased("a/1"), (0..8).collect::<Vec<_>>());
-    assert!(lab.told("b/1").is_empty(), "there is nothing to say yet");
+    assert_eq!(lab.told("b/1"), [Answer::Parents(vec![])], "nobody yet, but the scheduler lives");
     lab.learned("a/1", learned(64, "v1"));
     let told = lab.told("b/1");
     let facts = Answer::Facts { learned: Some(learned(64, "v1")), first: 0, crcs: vec![] };
@@ -258,7 +258,7 @@ fn after_a_restart_leases_are_restated_before_any_is_granted() {
     );
     lab.pass(SECOND);
     assert!(lab.leased("b/1").is_empty(), "the grace is two seconds");
-    assert_eq!(lab.parents("b/1"), None);
+    assert_eq!(lab.parents("b/1"), None, "it was told above that there is nobody");
     lab.pass(2 * SECOND);
     let (b, a) = (lab.leased("b/1"), lab.leases("a/1"));
     assert!(b.iter().all(|piece| *piece >= 8), "{b:?}");
@@ -320,6 +320,17 @@ fn used_up_parents_come_back_after_a_while() {
     lab.say("b/1", PeerMessage::PieceFailed { parent: Lab::id("a/1") });
     lab.pass(60 * SECOND);
     assert_eq!(lab.parents("b/1").unwrap(), Vec::<String>::new(), "a banned one does not");
+}
+
+#[test]
+fn parents_that_wait_like_their_child_are_not_to_blame() {
+    let mut lab = Lab::new(|_| {});
+    lab.hosts(&["a", "b"], &[]);
+    lab.register_with("a/1", Register::default(), Some(learned(8, "v1")));
+    lab.register("b/1", Register::default());
+    assert_eq!(lab.parents("b/1").unwrap(), ["a/1"]);
+    lab.say("b/1", PeerMessage::Reschedule(vec![Lab::id("a/1")]));
+    assert!(lab.told("b/1").is_empty());
 }
 
 #[test]
