@@ -5,5 +5,6 @@
 mod checker;
 mod model;
 mod scenarios;
+mod script;
 mod simulation;
 mod simulator;

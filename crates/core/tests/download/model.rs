@@ -10,7 +10,8 @@ use damselfly_core::download::{
 use damselfly_core::{ByteRange, Crc, Geometry, PieceSet, RangeSpec};
 use proptest::prelude::*;
 
-use crate::checker::*;
+use crate::checker::Checker;
+use crate::script::*;
 
 const PIECES: u32 = 12;
 
@@ -321,7 +322,7 @@ fn config() -> impl Strategy<Value = Config> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(1500)))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(500)))]
 
     #[test]
     fn any_order_of_events_is_survived(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use damselfly_core::download::{Config, Outcome};
 use proptest::prelude::*;
 
-use crate::checker::{PIECE, ms};
+use crate::script::{PIECE, ms};
 use crate::simulator::{Behaviour, SchedulerWay, World};
 
 const MB: f64 = 1e6;

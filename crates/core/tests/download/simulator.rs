@@ -10,7 +10,8 @@ use damselfly_core::download::{
 };
 use damselfly_core::{PeerId, Tick};
 
-use crate::checker::{Checker, client, crc_of, facts, failure, learned, ms};
+use crate::checker::Checker;
+use crate::script::{client, crc_of, facts, failure, learned, ms};
 
 /// The clock's step.
 const STEP: Duration = Duration::from_millis(5);
@@ -264,7 +265,7 @@ impl World {
         let count = self.counters.entry(parent.clone()).or_default();
         *count += 1;
         let behaviour = parent.as_ref().map_or(&self.origin, |parent| &self.parents[parent]);
-        let length = crate::checker::PIECE;
+        let length = crate::script::PIECE;
         let breaks = behaviour.breaks.is_some_and(|every| (*count).is_multiple_of(every));
         let request = Request {
             piece,

@@ -1,0 +1,190 @@
+//! Parents: picking, failing, stalling, hedging, lying.
+
+use damselfly_core::download::{
+    Config, Effect, Event, FailureKind, Fetch, FromParent, FromScheduler, Held, Outcome, Source, ToScheduler,
+};
+use damselfly_core::{Crc, PeerId};
+
+use super::{connected, deliver_all, held};
+use crate::checker::Checker;
+use crate::script::{PIECE, crc_of, facts, lease, ms, sources, told};
+
+#[test]
+fn rarest_pieces_go_first_and_windows_hold() {
+    let mut t = connected(40);
+    t.parents(&[("a", false), ("b", false), ("c", false)]);
+    assert_eq!(t.watched.len(), 3);
+    let all: Vec<u32> = (0..40).collect();
+    t.has("b", &all[..39]);
+    t.has("c", &all[..39]);
+    t.has("a", &all);
+    assert_eq!(t.at("a")[0].1, 39, "only a has it");
+    for parent in ["a", "b", "c"] {
+        assert_eq!(t.at(parent).len(), 4, "{parent}: the first window");
+    }
+    let mut pieces: Vec<_> =
+        ["a", "b", "c"].iter().flat_map(|parent| t.at(parent)).map(|(_, piece)| piece).collect();
+    pieces.sort_unstable();
+    pieces.dedup();
+    assert_eq!(pieces.len(), 12, "no piece is asked for twice");
+}
+
+#[test]
+fn siblings_begin_at_different_pieces() {
+    let firsts: Vec<u32> = (0..8)
+        .map(|seed| {
+            let mut t = Checker::new(Config { seed, ..Config::default() }, Held::default());
+            t.join(1);
+            t.scheduler(FromScheduler::Connected { ours: true });
+            t.scheduler(facts(1000));
+            t.parents(&[("seed", true), ("sibling", false)]);
+            t.at("seed")[0].1
+        })
+        .collect();
+    let mut different = firsts.clone();
+    different.sort_unstable();
+    different.dedup();
+    assert!(different.len() >= 7, "{firsts:?}");
+}
+
+#[test]
+fn wrong_bytes_ban_a_parent_for_good() {
+    let mut t = connected(20);
+    t.parents(&[("bad", true), ("good", true)]);
+    let [(first, piece), (second, _), ..] = t.at("bad")[..] else { panic!() };
+    let effects = t.fail(first, FailureKind::Wrong);
+    assert!(told(&effects).contains(&ToScheduler::PieceFailed { piece, parent: "bad".into() }));
+    assert!(effects.contains(&Effect::Cancel(second)));
+    t.reap();
+    t.parents(&[("bad", true), ("good", true)]);
+    assert!(t.at("bad").is_empty(), "even when it is offered again");
+    let effects = deliver_all(&mut t);
+    assert_eq!(t.finished, Some(Outcome::Done));
+    assert!(sources(&effects).iter().all(|(_, source)| *source == Source::Parent("good".into())));
+}
+
+#[test]
+fn another_geometry_bans_a_parent() {
+    let mut t = connected(20);
+    t.parents(&[("bad", false)]);
+    let effects = t.step(Event::Parent("bad".into(), FromParent::Mismatch("length".into())));
+    assert!(effects.contains(&Effect::Unwatch("bad".into())));
+    assert!(matches!(told(&effects)[..], [ToScheduler::PieceFailed { .. }]));
+}
+
+#[test]
+fn a_failed_parent_rests_and_its_piece_goes_elsewhere_at_once() {
+    let mut t = connected(3);
+    t.parents(&[("a", true)]);
+    let at_a = t.at("a");
+    t.parents(&[("a", true), ("b", true)]);
+    let effects = t.fail(at_a[0].0, FailureKind::Retry { after: None });
+    assert!(told(&effects).is_empty(), "Dragonfly's scheduler would block it for good");
+    assert_eq!(t.at("b")[0].1, at_a[0].1);
+    let (at_b, _) = t.at("b")[0];
+    t.fail(at_b, FailureKind::Missing);
+    assert!(t.at("b").is_empty());
+    assert!(t.watched.contains(&PeerId::from("b")), "it said it was complete; now it has to tell");
+    t.advance(ms(251));
+    t.step(Event::Tick { progress: vec![] });
+    assert_eq!(t.at("a").len(), 3, "asked again after its backoff");
+}
+
+#[test]
+fn a_stalled_parents_pieces_are_asked_elsewhere_within_a_second() {
+    let mut t = connected(40);
+    t.parents(&[("a", true), ("b", true)]);
+    let stuck = t.at("a");
+    for round in 1..=6u64 {
+        let progress: Vec<_> = t.at("b").iter().map(|(id, _)| (*id, round * 100_000)).collect();
+        t.tick(ms(100), &progress);
+    }
+    let now_at_b: Vec<u32> = t.at("b").iter().map(|(_, piece)| *piece).collect();
+    assert!(stuck.iter().any(|(_, piece)| now_at_b.contains(piece)), "{stuck:?} {now_at_b:?}");
+    let asked = t.at("a").len();
+    // It moves again.
+    let progress: Vec<_> = stuck.iter().map(|(id, _)| (*id, PIECE / 2)).collect();
+    t.tick(ms(100), &progress);
+    assert!(t.at("a").len() >= asked, "it is trusted again");
+}
+
+#[test]
+fn the_origin_rescues_a_stalled_piece_only_with_leave() {
+    let mut t = connected(2);
+    t.parents(&[("a", true)]);
+    for _ in 0..7 {
+        t.tick(ms(100), &[]);
+    }
+    assert!(t.at_origin().is_empty());
+    t.scheduler(lease(1, 0..1));
+    let [(origin, Some(0))] = t.at_origin()[..] else { panic!() };
+    assert!(matches!(t.running[&origin].fetch, Fetch::OriginPiece { hedge: true, .. }));
+    let stalled = t.at("a")[0].0;
+    let effects = t.stored(origin, 0, crc_of(0));
+    assert!(effects.contains(&Effect::Cancel(stalled)), "the first good copy wins");
+}
+
+#[test]
+fn late_pieces_are_asked_for_twice_at_the_end() {
+    let mut t = connected(4);
+    t.parents(&[("slow", true)]);
+    let slow = t.at("slow");
+    assert_eq!(slow.len(), 4);
+    t.tick(ms(100), &[(slow[0].0, 1000)]);
+    t.parents(&[("slow", true), ("fast", true)]);
+    assert!(t.at("fast").is_empty(), "nothing is known of its speed yet");
+    // It proves its speed with a piece that the slow one gave up.
+    t.fail(slow[3].0, FailureKind::Missing);
+    let (proof, _) = t.at("fast")[0];
+    t.advance(ms(20));
+    t.deliver(proof);
+    let doubled: Vec<_> = t.at("fast").iter().map(|(_, piece)| *piece).collect();
+    assert_eq!(doubled[0], slow[2].1, "the latest first");
+    deliver_all(&mut t);
+    assert_eq!(t.finished, Some(Outcome::Done));
+}
+
+#[test]
+fn ledger_crcs_travel_with_the_request_and_bind() {
+    let mut t = connected(3);
+    t.tell_ledger(0, vec![crc_of(0), crc_of(1)]);
+    t.parents(&[("a", true)]);
+    let [(zero, 0), (one, 1), (two, 2)] = t.at("a")[..] else { panic!() };
+    assert!(matches!(t.running[&zero].fetch, Fetch::Piece { crc: Some(crc), .. } if crc == crc_of(0)));
+    assert!(matches!(t.running[&two].fetch, Fetch::Piece { crc: None, .. }));
+    t.stored(two, 2, Crc(7));
+    t.over(two);
+    // The ledger learns of piece 2 only now.
+    let effects = t.tell_ledger(2, vec![crc_of(2)]);
+    assert!(effects.contains(&Effect::Invalidate(2)));
+    assert!(told(&effects).contains(&ToScheduler::PieceFailed { piece: 2, parent: "a".into() }));
+    // What the banned parent had on its way still arrives: right by the ledger, it counts.
+    t.stored(zero, 0, crc_of(0));
+    assert!(t.held.contains(&0));
+    let effects = t.stored(one, 1, Crc(9));
+    assert!(effects.contains(&Effect::Invalidate(1)) && !t.held.contains(&1));
+}
+
+#[test]
+fn stored_crcs_meet_the_ledger_after_a_restart_of_the_daemon() {
+    let mut stored = held(2, &[0]);
+    stored.crcs.insert(0, Crc(1));
+    let mut t = Checker::new(Config::default(), stored);
+    t.join(1);
+    t.scheduler(FromScheduler::Connected { ours: true });
+    assert!(t.tell_ledger(0, vec![crc_of(0)]).contains(&Effect::Invalidate(0)));
+}
+
+#[test]
+fn a_crashing_fetch_does_not_spin() {
+    let mut t = connected(1);
+    t.parents(&[("a", true)]);
+    let mut restarts = 0;
+    while let [(id, _)] = t.at("a")[..] {
+        t.fail(id, FailureKind::Cancelled);
+        restarts += 1;
+        assert!(restarts < 10);
+    }
+    assert_eq!(restarts, 4);
+    assert!(t.machine.deadline().is_some());
+}

@@ -1,0 +1,160 @@
+//! The scheduler: leases, losses, silence, Dragonfly.
+
+use damselfly_core::download::{
+    Client, Config, Effect, Event, Facts, FailureKind, Fetch, FromParent, FromScheduler, Held, LostClient,
+    Outcome, ParentInfo, ToScheduler,
+};
+use damselfly_core::{ByteRange, RangeSpec};
+use std::time::Duration;
+
+use super::{connected, deliver_all, fresh, held, lost};
+use crate::checker::Checker;
+use crate::script::{client, learned, lease, ms, told};
+
+#[test]
+fn a_lone_host_fetches_everything_under_leases() {
+    let mut t = fresh();
+    assert_eq!(t.join(1), [Effect::Register { restate: vec![] }]);
+    t.scheduler(FromScheduler::Connected { ours: true });
+    let effects = t.scheduler(lease(1, 0..8));
+    assert_eq!(told(&effects), [ToScheduler::BackToSourceStarted]);
+    let [(first, Some(0))] = t.at_origin()[..] else { panic!("{effects:?}") };
+    let effects = t.learn(first, learned(12));
+    assert!(effects.contains(&Effect::Learn(learned(12))));
+    assert_eq!(told(&effects), [ToScheduler::Learned(learned(12))]);
+    let pieces: Vec<_> = t.at_origin().iter().map(|(_, piece)| piece.unwrap()).collect();
+    assert_eq!(pieces, [0, 1, 2, 3], "the rest of the window follows at once");
+    deliver_all(&mut t);
+    assert_eq!(t.held.len(), 8, "no piece beyond the lease");
+    t.scheduler(lease(2, 8..12));
+    let effects = deliver_all(&mut t);
+    assert_eq!(t.finished, Some(Outcome::Done));
+    assert_eq!(told(&effects).last(), Some(&ToScheduler::Finished { back_to_source: false }));
+    assert_eq!(effects.last(), Some(&Effect::Finish(Outcome::Done)));
+}
+
+#[test]
+fn a_lost_scheduler_is_sought_again_and_told_what_it_missed() {
+    let mut t = connected(30);
+    t.scheduler(lease(7, 0..4));
+    let (first, _) = t.at_origin()[0];
+    t.scheduler(FromScheduler::Lost("reset".into()));
+    let effects = t.deliver(first);
+    assert!(told(&effects).is_empty());
+    let effects = t.tick(ms(200), &[]);
+    let [Effect::Register { restate }] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((restate[0].id, &restate[0].ranges[0]), (7, &(1..4)));
+    let effects = t.scheduler(FromScheduler::Connected { ours: true });
+    assert!(matches!(told(&effects)[..], [ToScheduler::PieceFinished { piece: 0, .. }]), "{effects:?}");
+}
+
+#[test]
+fn silence_leads_to_the_origin_and_an_answer_back() {
+    let mut t = fresh();
+    t.join(1);
+    t.tick(ms(4900), &[]);
+    assert!(t.at_origin().is_empty());
+    t.tick(ms(100), &[]);
+    let (first, _) = t.at_origin()[0];
+    t.learn(first, learned(20));
+    t.scheduler(FromScheduler::Connected { ours: true });
+    let effects = t.scheduler(FromScheduler::Facts(Facts::default()));
+    assert!(told(&effects).is_empty());
+    let running = t.at_origin().len();
+    for (id, _) in t.at_origin() {
+        t.deliver(id);
+    }
+    assert_eq!(t.held.len(), running, "no more without a lease");
+}
+
+#[test]
+fn a_host_that_may_not_use_the_origin_names_what_was_tried() {
+    let mut t = fresh();
+    t.step(Event::Join(Client { may_use_origin: false, ..client(1) }));
+    t.scheduler(FromScheduler::Absent);
+    assert!(matches!(lost(&t, 1), LostClient::NoSource(why) if why.contains("no client allows the origin")));
+
+    let mut t = fresh();
+    t.step(Event::Join(Client { may_use_origin: false, ..client(1) }));
+    t.scheduler(FromScheduler::Connected { ours: true });
+    t.scheduler(FromScheduler::Facts(Facts::default()));
+    t.tick(Duration::from_secs(29), &[]);
+    assert_eq!(t.waiting.len(), 1);
+    t.tick(Duration::from_secs(2), &[]);
+    assert!(matches!(lost(&t, 1), LostClient::NoSource(_)));
+}
+
+#[test]
+fn dragonflys_scheduler_is_asked_with_the_length_and_not_too_often() {
+    let config = Config { foreign_scheduler: true, ..Config::default() };
+    let mut t = Checker::new(config, Held::default());
+    let effects = t.join(1);
+    let [Effect::Fetch(stat, Fetch::OriginFirst { first_piece: false, .. })] = effects[..] else {
+        panic!("{effects:?}")
+    };
+    t.learn(stat, learned(4));
+    let effects = t.over(stat);
+    assert!(effects.is_empty(), "registered as soon as the length was known");
+    t.scheduler(FromScheduler::Connected { ours: false });
+    for answer in 1..=5 {
+        let effects = t.scheduler(FromScheduler::Parents(vec![ParentInfo {
+            id: format!("p{answer}").into(),
+            ours: false,
+            complete: false,
+        }]));
+        assert!(told(&effects).contains(&ToScheduler::Started));
+        let effects = t.step(Event::Parent(format!("p{answer}").into(), FromParent::Ended));
+        if answer < 5 {
+            assert!(matches!(told(&effects)[..], [ToScheduler::Reschedule { .. }]), "{effects:?}");
+        }
+    }
+    assert_eq!(t.at_origin().len(), 2, "given up: the origin");
+    let effects = deliver_all(&mut t);
+    assert_eq!(told(&effects).last(), Some(&ToScheduler::Finished { back_to_source: false }));
+}
+
+#[test]
+fn back_to_source_of_dragonflys_scheduler_is_for_everything() {
+    let config = Config { foreign_scheduler: true, ..Config::default() };
+    let mut t = Checker::new(config, held(4, &[]));
+    t.join(1);
+    t.scheduler(FromScheduler::Connected { ours: false });
+    let effects = t.scheduler(FromScheduler::BackToSource(None));
+    assert_eq!(told(&effects), [ToScheduler::BackToSourceStarted]);
+    let effects = deliver_all(&mut t);
+    assert_eq!(told(&effects).last(), Some(&ToScheduler::Finished { back_to_source: true }));
+}
+
+#[test]
+fn tasks_without_an_origin_never_go_there() {
+    let config = Config { uses_origin: false, ..Config::default() };
+    let mut t = Checker::new(config, Held::default());
+    t.join(1);
+    t.tick(Duration::from_secs(10), &[]);
+    t.scheduler(FromScheduler::Connected { ours: true });
+    t.scheduler(FromScheduler::BackToSource(None));
+    assert!(matches!(lost(&t, 1), LostClient::NoSource(why) if why.contains("no origin")));
+}
+
+#[test]
+fn leases_of_no_use_are_given_back() {
+    let mut t = Checker::new(Config::default(), held(20, &[]));
+    let range = RangeSpec::Span(ByteRange { start: 0, length: 1 });
+    t.step(Event::Join(Client { range, ..client(1) }));
+    t.scheduler(FromScheduler::Connected { ours: true });
+    let effects = t.scheduler(lease(1, 4..8));
+    assert_eq!(told(&effects), [ToScheduler::BackToSourceStarted, ToScheduler::Release(1)]);
+    t.scheduler(lease(2, 0..8));
+    assert_eq!(t.at_origin().len(), 1, "one piece is wanted");
+}
+
+#[test]
+fn a_silent_lease_ends() {
+    let mut t = connected(20);
+    t.scheduler(lease(1, 0..8));
+    for (id, _) in t.at_origin() {
+        t.fail(id, FailureKind::Retry { after: Some(Duration::from_secs(11)) });
+    }
+    t.tick(Duration::from_secs(11), &[]);
+    assert!(t.at_origin().is_empty(), "others fetch its pieces by now");
+}
