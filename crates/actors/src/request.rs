@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use damselfly_api::common::v2::Download;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
-use damselfly_core::task_id::{self, StandardInput};
-use damselfly_core::{ByteRange, Digest, Kind, RangeSpec, TaskKey, redact};
+use damselfly_core::task_id::{StandardInput, standard};
+use damselfly_core::{ByteRange, Digest, IdError, Kind, RangeSpec, TaskId, TaskKey, redact};
 use damselfly_storage::NewTask;
 use damselfly_transport::local::{Caller, PathAccess};
 use tokio::sync::mpsc;
@@ -77,6 +77,24 @@ fn range_and_headers(download: &Download) -> Result<(RangeSpec, Vec<(String, Str
     Ok((range, headers))
 }
 
+/// The id that a download's task has on every host.
+///
+/// # Errors
+/// When the URL, or a blob's digest in it, is none.
+pub fn task_id(download: &Download) -> Result<TaskId, IdError> {
+    standard(&StandardInput {
+        url: &download.url,
+        tag: download.tag.as_deref(),
+        application: download.application.as_deref(),
+        revision: None,
+        piece_length: download.piece_length,
+        filtered_query_params: &download.filtered_query_params,
+        content: download.content_for_calculating_task_id.as_deref(),
+        blob_digest: download.enable_task_id_based_blob_digest,
+        kind: Kind::Standard,
+    })
+}
+
 /// Checks a download and resolves its task.
 ///
 /// # Errors
@@ -91,18 +109,7 @@ pub fn prepare(engine: &Engine, download: Download, owner: Option<u32>) -> Resul
     if download.piece_length == Some(0) {
         return Err(invalid("piece_length is 0: leave it out to have it derived, or give at least 4 MiB"));
     }
-    let input = StandardInput {
-        url: &download.url,
-        tag: download.tag.as_deref(),
-        application: download.application.as_deref(),
-        revision: None,
-        piece_length: download.piece_length,
-        filtered_query_params: &download.filtered_query_params,
-        content: download.content_for_calculating_task_id.as_deref(),
-        blob_digest: download.enable_task_id_based_blob_digest,
-        kind: Kind::Standard,
-    };
-    let id = task_id::standard(&input).map_err(invalid)?;
+    let id = task_id(&download).map_err(invalid)?;
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let labels = TaskLabels {
         r#type: "0".to_owned(),
