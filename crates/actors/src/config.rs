@@ -59,7 +59,7 @@ pub struct Config {
     pub health: Listen,
     /// `metrics.server`, HTTP.
     pub metrics: Listen,
-    /// `stats.server`, HTTP.
+    /// `stats.server`, HTTP. Nothing listens there yet.
     pub stats: Listen,
     /// A task that was fetched with request headers is confirmed at the origin for every further client.
     pub private_tasks: bool,
@@ -119,6 +119,15 @@ pub enum CongestionControl {
     Cubic,
 }
 
+/// How many requests a gRPC server takes. There is no limit unless the file names one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimit {
+    /// Requests per second, at least 1.
+    pub rate: u64,
+    /// Requests that may wait for their turn, at least 1; what comes on top is refused.
+    pub waiting: usize,
+}
+
 /// Fetching.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Download {
@@ -128,10 +137,8 @@ pub struct Download {
     pub socket_mode: u32,
     /// Directories beneath which callers of other mount namespaces may name paths.
     pub path_roots: Vec<PathBuf>,
-    /// Requests per second on the socket, at least 1.
-    pub request_rate_limit: u64,
-    /// Requests that wait for that limit, at least 1.
-    pub request_buffer_size: usize,
+    /// Of requests on the socket.
+    pub requests: Option<RequestLimit>,
     /// Bytes per second from peers, above 0.
     pub bandwidth_limit: u64,
     /// Bytes per second from origins, above 0.
@@ -151,10 +158,8 @@ pub struct Download {
 pub struct Upload {
     /// gRPC on the network.
     pub listen: Listen,
-    /// Requests per second, at least 1.
-    pub request_rate_limit: u64,
-    /// Requests that wait for that limit, at least 1.
-    pub request_buffer_size: usize,
+    /// Of requests on that port.
+    pub requests: Option<RequestLimit>,
     /// This host's content is not offered to others.
     pub disable_shared: bool,
     /// Bytes per second, above 0.
@@ -175,8 +180,6 @@ pub struct Manager {
 pub struct Scheduler {
     /// How often the host is announced, above 0.
     pub announce_interval: Duration,
-    /// How long a task waits for a scheduler's next word, above 0.
-    pub schedule_timeout: Duration,
     /// How often one download is scheduled anew by a scheduler of Dragonfly's, at least 1.
     pub max_schedule_count: u32,
     /// For connections to schedulers.
@@ -216,14 +219,8 @@ pub struct Storage {
     pub keep: bool,
     /// Vortex over TCP.
     pub tcp: Listen,
-    /// Vortex over QUIC.
+    /// Vortex over QUIC. Nothing listens there yet.
     pub quic: Listen,
-    /// How long writing one piece may take, above 0.
-    pub write_piece_timeout: Duration,
-    /// Bytes per write call, above 0.
-    pub write_buffer_size: u64,
-    /// Bytes per read call, above 0.
-    pub read_buffer_size: u64,
 }
 
 /// Origins.
@@ -231,8 +228,8 @@ pub struct Storage {
 pub struct Backend {
     /// Headers that every origin request carries. Secrets.
     pub request_header: BTreeMap<String, String>,
-    /// Further tries after a failure worth another try.
-    pub max_retries: u32,
+    /// Further tries after a failure worth another try; `None` leaves it to the engine, which backs off as it tries.
+    pub max_retries: Option<u32>,
 }
 
 /// Eviction.
@@ -242,8 +239,6 @@ pub struct Gc {
     pub interval: Duration,
     /// How long a task lives after its last use.
     pub task_ttl: Duration,
-    /// How long a persistent cache task lives when its import named no TTL.
-    pub persistent_cache_task_ttl: Duration,
     /// Bytes the store may take; `None` is the disk's size.
     pub disk_threshold: Option<u64>,
     /// Eviction begins above this share of the capacity, 1 to 99 per cent.

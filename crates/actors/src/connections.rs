@@ -30,7 +30,23 @@ const IDLE: Duration = Duration::from_secs(60);
 /// gRPC channels kept at a time; the least recently used one goes.
 const MAX_CHANNELS: usize = 256;
 
-type LaneReply = RpcReplyPort<Result<Lane, Arc<LaneError>>>;
+type LaneReply = RpcReplyPort<Result<Lent, Arc<LaneError>>>;
+
+/// A lane on loan. Until it is dropped it counts as a request on its lane, so that borrowers who have not asked yet do not
+/// all get the same one: drop it once the request is sent.
+#[derive(Clone, Debug)]
+pub struct Lent {
+    lane: Lane,
+    _claim: Arc<()>,
+}
+
+impl std::ops::Deref for Lent {
+    type Target = Lane;
+
+    fn deref(&self) -> &Lane {
+        &self.lane
+    }
+}
 
 /// The pool's messages.
 #[derive(Debug)]
@@ -51,6 +67,8 @@ pub enum ConnectionsMsg {
         /// Answered at once.
         reply: RpcReplyPort<Channel>,
     },
+    /// A connection was not asked for anything for a while: told by itself.
+    Idle(ActorId),
 }
 
 /// What the pool needs to start.
@@ -93,12 +111,23 @@ impl ConnectionsState {
             ours,
             dial: self.args.dial.clone(),
             faults: self.args.faults.clone(),
+            pool: myself.clone(),
             seat: self.args.board.sit(format!("daemon/connections/tcp {address}")),
         };
         let (connection, _) = Actor::spawn_linked(None, Connection, args, myself.get_cell()).await?;
         self.addresses.insert(connection.get_id(), (address, ours));
         self.by_address.insert((address, ours), connection.clone());
         Ok(connection)
+    }
+
+    /// Lets an idle connection go. It is told only after it cannot be asked any more, so that no question is lost: what
+    /// was asked before reaches it first.
+    fn retire(&mut self, id: ActorId) {
+        let Some(key) = self.addresses.get(&id) else { return };
+        if let Some(connection) = self.by_address.get(key).filter(|connection| connection.get_id() == id) {
+            drop(connection.cast(ConnectionMsg::Retire));
+            self.by_address.remove(key);
+        }
     }
 
     fn channel(&mut self, address: SocketAddr) -> Result<Channel, ActorProcessingErr> {
@@ -149,7 +178,12 @@ impl Actor for Connections {
                 let connection = state.connection(&myself, address, ours).await?;
                 drop(connection.cast(ConnectionMsg::Lease(reply)));
             }
-            ConnectionsMsg::Channel { address, reply } => drop(reply.send(state.channel(address)?)),
+            ConnectionsMsg::Channel { address, reply } => match state.channel(address) {
+                Ok(channel) => drop(reply.send(channel)),
+                // Whoever asked is told that nobody answers; the pool is for the others.
+                Err(why) => tracing::warn!(%address, %why, "no gRPC channel can be made to this address"),
+            },
+            ConnectionsMsg::Idle(id) => state.retire(id),
         }
         state.seat.show(format!("{} addresses, {} channels", state.by_address.len(), state.channels.len()));
         Ok(())
@@ -161,8 +195,12 @@ impl Actor for Connections {
         event: SupervisionEvent,
         state: &mut ConnectionsState,
     ) -> Result<(), ActorProcessingErr> {
-        let gone = cell_of(&event).and_then(|id| state.addresses.remove(&id));
-        gone.and_then(|key| state.by_address.remove(&key));
+        let Some(id) = cell_of(&event) else { return Ok(()) };
+        let Some(key) = state.addresses.remove(&id) else { return Ok(()) };
+        // A retired one may have a successor.
+        if state.by_address.get(&key).is_some_and(|connection| connection.get_id() == id) {
+            state.by_address.remove(&key);
+        }
         Ok(())
     }
 }
@@ -174,8 +212,12 @@ pub enum ConnectionMsg {
     Lease(LaneReply),
     /// A dial ended.
     Dialed(Result<Lane, LaneError>),
-    /// Nobody asked for a while.
+    /// Whoever still waits for a lane to be dialled shares those that stand.
+    Patience,
+    /// Time to look for lanes that nobody uses.
     Idle,
+    /// Nobody asks any more: end when the last question is answered.
+    Retire,
 }
 
 /// What a connection needs to start.
@@ -185,17 +227,39 @@ pub struct ConnectionArgs {
     ours: bool,
     dial: DialOptions,
     faults: Faults,
+    pool: ActorRef<ConnectionsMsg>,
     seat: Seat,
+}
+
+#[derive(Debug)]
+struct Kept {
+    lane: Lane,
+    /// One count for ourselves, and one for everybody who borrowed the lane and has not sent a request yet.
+    claims: Arc<()>,
+}
+
+impl Kept {
+    /// Requests under way and to come.
+    fn load(&self) -> usize {
+        self.lane.in_flight() + Arc::strong_count(&self.claims) - 1
+    }
+
+    fn lend(&self) -> Lent {
+        Lent { lane: self.lane.clone(), _claim: Arc::clone(&self.claims) }
+    }
 }
 
 /// A connection's state.
 #[derive(Debug)]
 pub struct ConnectionState {
     args: ConnectionArgs,
-    lanes: Vec<Lane>,
+    lanes: Vec<Kept>,
     dialing: usize,
     waiting: VecDeque<LaneReply>,
+    asked: Instant,
+    retiring: bool,
     idle: Timer,
+    patience: Timer,
 }
 
 /// One address's lanes: dials them, keeps the usable ones, lends them, retires when idle.
@@ -205,31 +269,44 @@ pub struct Connection;
 impl ConnectionState {
     /// How many lanes the distance asks for.
     fn most(&self) -> usize {
-        let far = self.lanes.iter().filter_map(Lane::rtt).any(|rtt| rtt >= FAR);
+        let far = self.lanes.iter().filter_map(|kept| kept.lane.rtt()).any(|rtt| rtt >= FAR);
         if far { LANES_FAR } else { LANES_NEAR }
+    }
+
+    fn least_busy(&self) -> Option<&Kept> {
+        self.lanes.iter().min_by_key(|kept| kept.load())
+    }
+
+    /// Has the asker wait; one too many is told so.
+    fn wait(&mut self, reply: LaneReply) -> bool {
+        self.waiting.retain(|waiting| !waiting.is_closed());
+        if self.waiting.len() < MAX_WAITING {
+            self.waiting.push_back(reply);
+            return true;
+        }
+        let busy = LaneError::Busy { peer: self.args.address, in_flight: self.waiting.len() };
+        drop(reply.send(Err(Arc::new(busy))));
+        false
     }
 
     fn lease(&mut self, myself: &ActorRef<ConnectionMsg>, reply: LaneReply) {
         if !self.args.ours {
-            if self.waiting.len() < MAX_WAITING {
-                self.waiting.push_back(reply);
+            if self.wait(reply) {
                 self.dial(myself);
             }
             return;
         }
-        self.lanes.retain(Lane::is_usable);
-        let least = self.lanes.iter().min_by_key(|lane| lane.in_flight()).cloned();
+        self.lanes.retain(|kept| kept.lane.is_usable());
         let room = self.lanes.len() + self.dialing < self.most();
-        match least {
-            Some(lane) if lane.in_flight() < DEPTH || !room => drop(reply.send(Ok(lane))),
-            other => {
+        match self.least_busy() {
+            Some(kept) if kept.load() < DEPTH || !room => drop(reply.send(Ok(kept.lend()))),
+            Some(kept) => {
                 // A busy lane serves now; the new one serves those who come when it stands.
-                match other {
-                    Some(lane) => drop(reply.send(Ok(lane))),
-                    None if self.waiting.len() < MAX_WAITING => self.waiting.push_back(reply),
-                    None => {}
-                }
-                if room {
+                drop(reply.send(Ok(kept.lend())));
+                self.dial(myself);
+            }
+            None => {
+                if self.wait(reply) && room {
                     self.dial(myself);
                 }
             }
@@ -247,24 +324,27 @@ impl ConnectionState {
         });
     }
 
-    fn dialed(&mut self, result: Result<Lane, LaneError>) {
+    fn dialed(&mut self, myself: &ActorRef<ConnectionMsg>, result: Result<Lane, LaneError>) {
         self.dialing -= 1;
         match result {
             Ok(lane) if self.args.ours => {
-                for reply in self.waiting.drain(..) {
-                    drop(reply.send(Ok(lane.clone())));
+                let rtt = lane.rtt().unwrap_or_default();
+                self.lanes.push(Kept { lane, claims: Arc::default() });
+                self.share(self.dialing == 0);
+                if !self.waiting.is_empty() && !self.patience.is_set() {
+                    // The other lanes were dialled at the same time: those not here by then have lost a packet.
+                    let wait = (2 * rtt).max(Duration::from_millis(2));
+                    self.patience.set(myself, Instant::now() + wait, ConnectionMsg::Patience);
                 }
-                self.lanes.push(lane);
             }
             Ok(lane) => {
-                while let Some(reply) = self.waiting.pop_front() {
-                    if !reply.is_closed() {
-                        drop(reply.send(Ok(lane)));
-                        break;
-                    }
+                self.waiting.retain(|waiting| !waiting.is_closed());
+                if let Some(reply) = self.waiting.pop_front() {
+                    drop(reply.send(Ok(Lent { lane, _claim: Arc::default() })));
                 }
             }
             Err(why) if self.args.ours => {
+                self.share(true);
                 let why = Arc::new(why);
                 for reply in self.waiting.drain(..) {
                     drop(reply.send(Err(Arc::clone(&why))));
@@ -277,6 +357,36 @@ impl ConnectionState {
             }
         }
     }
+
+    /// Lends lanes that stand to those who wait: as far as they are not busy, or all of them.
+    fn share(&mut self, all: bool) {
+        self.lanes.retain(|kept| kept.lane.is_usable());
+        while let Some(lent) = self.least_busy().filter(|kept| all || kept.load() < DEPTH).map(Kept::lend)
+            && let Some(reply) = self.waiting.pop_front()
+        {
+            if !reply.is_closed() {
+                drop(reply.send(Ok(lent)));
+            }
+        }
+        if self.waiting.is_empty() {
+            self.patience.clear();
+        }
+    }
+
+    /// Lets go of lanes that nobody used for a while, and of the address when nobody asked for it either.
+    fn tidy(&mut self, myself: &ActorRef<ConnectionMsg>) {
+        let now = Instant::now();
+        let old = |since: Instant| now.saturating_duration_since(since) >= IDLE;
+        self.lanes.retain(|kept| {
+            kept.lane.is_usable() && (kept.load() > 0 || !kept.lane.idle_since().is_some_and(old))
+        });
+        let unused = self.lanes.is_empty() && self.dialing == 0 && self.waiting.is_empty();
+        if unused && old(self.asked) {
+            // A dead pool takes its connections with it.
+            drop(self.args.pool.cast(ConnectionsMsg::Idle(myself.get_id())));
+        }
+        self.idle.set(myself, now + IDLE, ConnectionMsg::Idle);
+    }
 }
 
 impl Actor for Connection {
@@ -286,15 +396,20 @@ impl Actor for Connection {
 
     async fn pre_start(
         &self,
-        _: ActorRef<ConnectionMsg>,
+        myself: ActorRef<ConnectionMsg>,
         args: ConnectionArgs,
     ) -> Result<ConnectionState, ActorProcessingErr> {
+        let mut idle = Timer::default();
+        idle.set(&myself, Instant::now() + IDLE, ConnectionMsg::Idle);
         Ok(ConnectionState {
             args,
             lanes: Vec::new(),
             dialing: 0,
             waiting: VecDeque::new(),
-            idle: Timer::default(),
+            asked: Instant::now(),
+            retiring: false,
+            idle,
+            patience: Timer::default(),
         })
     }
 
@@ -307,13 +422,24 @@ impl Actor for Connection {
         state.args.faults.point("connection");
         match message {
             ConnectionMsg::Lease(reply) => {
+                state.asked = Instant::now();
                 state.lease(&myself, reply);
-                state.idle.set(&myself, Instant::now() + IDLE, ConnectionMsg::Idle);
             }
-            ConnectionMsg::Dialed(result) => state.dialed(result),
-            ConnectionMsg::Idle => myself.stop(None),
+            ConnectionMsg::Dialed(result) => state.dialed(&myself, result),
+            ConnectionMsg::Patience => {
+                state.patience.clear();
+                state.share(true);
+            }
+            ConnectionMsg::Idle => {
+                state.idle.clear();
+                state.tidy(&myself);
+            }
+            ConnectionMsg::Retire => state.retiring = true,
         }
-        let busy: usize = state.lanes.iter().map(Lane::in_flight).sum();
+        if state.retiring && state.waiting.is_empty() && state.dialing == 0 {
+            myself.stop(None);
+        }
+        let busy: usize = state.lanes.iter().map(Kept::load).sum();
         state.args.seat.show(format!(
             "{} lanes, {busy} requests, {} dialing",
             state.lanes.len(),
@@ -322,3 +448,6 @@ impl Actor for Connection {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,9 @@ pub const GRACE: Duration = Duration::from_secs(30);
 /// How long the schedulers may take to take note that this host goes.
 const LEAVE: Duration = Duration::from_secs(5);
 
+/// How long the actors may take to stop.
+const STOP: Duration = Duration::from_secs(15);
+
 /// Why a daemon does not start.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -133,10 +136,18 @@ impl Daemon {
     pub async fn shutdown(self, departure: Departure, grace: Duration) {
         tracing::info!(?departure, "leaving the schedulers");
         self.engine.cluster.leave(departure, LEAVE).await;
-        tracing::info!(?grace, "letting uploads in flight end");
+        tracing::info!(?grace, uploads = self.engine.uploads.in_flight(), "letting uploads in flight end");
+        if tokio::time::timeout(grace, self.engine.uploads.ended()).await.is_err() {
+            tracing::warn!(
+                uploads = self.engine.uploads.in_flight(),
+                "uploads cut off: the grace period is over"
+            );
+        }
         self.stop.cancel();
         self.root.stop(None);
-        drop(tokio::time::timeout(grace.max(Duration::from_secs(10)), self.ended).await);
+        if tokio::time::timeout(STOP, self.ended).await.is_err() {
+            tracing::warn!("actors still run after {} s; going on without them", STOP.as_secs());
+        }
         if let Err(why) = tokio::task::block_in_place(|| self.engine.store.shutdown()) {
             tracing::error!(%why, "store not marked clean; pieces will be verified before their next use");
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use damselfly_scheduler_client::{
-    Cluster, ClusterOptions, Departure, Holdings, HostProvider, Source, Target,
+    Cluster, ClusterOptions, Departure, Holdings, HostProvider, SchedulerHandle, Source, Target,
 };
 use damselfly_storage::Store;
 use damselfly_transport::local::Caller;
@@ -51,7 +51,7 @@ struct Announcement(HostFacts);
 
 impl HostProvider for Announcement {
     fn host(&self) -> damselfly_api::common::v2::Host {
-        self.0.announce((0, 0))
+        self.0.announce(None)
     }
 }
 
@@ -102,7 +102,7 @@ impl Embedded {
         };
         let (root, ended) = Actor::spawn(None, Group, tree).await?;
         let status = StatusFacts { host: facts, started_at: SystemTime::now(), embedded_scheduler: false };
-        let router = local::router(&engine, Arc::new(status), parts::common_routes());
+        let router = local::router(&engine, Arc::new(status), parts::common_routes().await);
         let system = |what| move |source| StartError::System { what, source };
         let (ours, theirs) = UnixStream::pair().map_err(system("cannot make a connection to the engine"))?;
         tokio::spawn(socket::serve(theirs, Arc::new(Caller::this_process()), router, stop.clone()));
@@ -129,8 +129,14 @@ impl Embedded {
         self.channel.clone()
     }
 
-    /// Leaves the swarm and stops; what was fetched stays in the store.
-    pub async fn shutdown(self) {
+    /// The schedulers that answer now: the swarm this engine is part of.
+    #[must_use]
+    pub fn schedulers(&self) -> Vec<SocketAddr> {
+        self.engine.cluster.healthy().iter().map(SchedulerHandle::address).collect()
+    }
+
+    /// Leaves the swarm and stops; what was fetched stays in the store. Returns whether that is anything.
+    pub async fn shutdown(self) -> bool {
         if self.engine.expects_scheduler {
             self.engine.cluster.leave(Departure::ForGood, LEAVE).await;
         }
@@ -140,6 +146,7 @@ impl Embedded {
         if let Err(why) = tokio::task::block_in_place(|| self.engine.store.shutdown()) {
             tracing::warn!(%why, "store not marked clean");
         }
+        self.engine.store.list().iter().any(|task| !task.pieces().is_empty())
     }
 }
 

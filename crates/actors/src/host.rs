@@ -1,37 +1,48 @@
 //! What this host says of itself.
 
+mod meters;
+
 use std::sync::Arc;
 
 use damselfly_api::common::v2 as common;
+use damselfly_storage::Usage;
 
 use crate::config::{Config, SeedType};
 use crate::engine::{Identity, Ports};
+pub(crate) use meters::Meters;
 
-/// What does not change while the daemon runs.
+/// What does not change while the daemon runs, and the meters of what does.
 #[derive(Clone, Debug)]
 pub struct HostFacts {
     identity: Identity,
     ports: Ports,
     config: Arc<Config>,
-    scheduler_ports: bool,
+    meters: Arc<Meters>,
 }
 
 impl HostFacts {
     /// The facts of this daemon.
     #[must_use]
     pub fn new(identity: Identity, ports: Ports, config: Arc<Config>) -> Self {
-        Self { identity, ports, config, scheduler_ports: true }
+        let meters = Arc::new(Meters::new(identity.ip));
+        Self { identity, ports, config, meters }
     }
 
-    /// The announcement, with fresh figures of memory, disk and load.
+    /// The announcement, with fresh figures of memory, disk and load; traffic and load are averages since the announcement
+    /// before. `disk` is absent where nothing is kept for others.
     #[must_use]
-    pub fn announce(&self, disk: (u64, u64)) -> common::Host {
+    pub fn announce(&self, disk: Option<Usage>) -> common::Host {
         let port = i32::from(self.ports.grpc.port());
         let name = match (std::env::var("POD_NAMESPACE"), std::env::var("POD_NAME")) {
             (Ok(namespace), Ok(pod)) => format!("{namespace}-{pod}"),
             _ => self.identity.hostname.clone(),
         };
-        let (total, used) = disk;
+        let limit = self.config.upload.bandwidth_limit;
+        let network = common::Network {
+            location: self.config.host.location.clone(),
+            idc: self.config.host.idc.clone(),
+            ..self.meters.network(limit, self.meters.traffic())
+        };
         common::Host {
             id: self.identity.host_id.to_string(),
             r#type: match self.config.seed_peer {
@@ -46,18 +57,14 @@ impl HostFacts {
             platform: std::env::consts::OS.to_owned(),
             platform_family: "unix".to_owned(),
             kernel_version: rustix::system::uname().release().to_string_lossy().into_owned(),
-            cpu: Some(common::Cpu {
-                logical_count: std::thread::available_parallelism()
-                    .map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
-                ..common::Cpu::default()
-            }),
-            memory: Some(memory()),
-            network: Some(network(&self.config)),
-            disk: Some(common::Disk {
-                total,
-                free: total.saturating_sub(used),
-                used,
-                used_percent: percent(used, total),
+            cpu: Some(self.meters.cpu()),
+            memory: Some(self.meters.memory()),
+            network: Some(network),
+            disk: disk.map(|usage| common::Disk {
+                total: usage.total,
+                free: usage.free,
+                used: usage.used,
+                used_percent: percent(usage.used, usage.total),
                 ..common::Disk::default()
             }),
             build: Some(common::Build {
@@ -68,7 +75,7 @@ impl HostFacts {
             scheduler_cluster_id: self.config.host.scheduler_cluster_id.unwrap_or_default(),
             disable_shared: self.config.upload.disable_shared,
             name,
-            tcp_port: if self.scheduler_ports { self.ports.vortex.port().into() } else { 0 },
+            tcp_port: self.ports.vortex.port().into(),
             incarnation: Some(self.identity.incarnation),
             ..common::Host::default()
         }
@@ -78,31 +85,4 @@ impl HostFacts {
 #[expect(clippy::cast_precision_loss, reason = "a percentage needs no more than 53 bits")]
 fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
-}
-
-/// The network's limits in bits per second, as schedulers and children weigh this host by them.
-#[must_use]
-pub(crate) fn network(config: &Config) -> common::Network {
-    let most = config.upload.bandwidth_limit.saturating_mul(8);
-    common::Network {
-        location: config.host.location.clone(),
-        idc: config.host.idc.clone(),
-        max_rx_bandwidth: most,
-        max_tx_bandwidth: most,
-        ..common::Network::default()
-    }
-}
-
-fn memory() -> common::Memory {
-    let info = rustix::system::sysinfo();
-    let unit = u64::from(info.mem_unit);
-    let (total, free) = (info.totalram.saturating_mul(unit), info.freeram.saturating_mul(unit));
-    common::Memory {
-        total,
-        available: free,
-        used: total.saturating_sub(free),
-        used_percent: percent(total.saturating_sub(free), total),
-        free,
-        ..common::Memory::default()
-    }
 }

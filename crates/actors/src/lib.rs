@@ -9,6 +9,7 @@ pub mod connections;
 pub mod daemon;
 pub mod embedded;
 pub mod engine;
+mod grpc;
 mod holdings;
 pub mod host;
 pub mod kit;

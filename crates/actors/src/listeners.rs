@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -11,12 +10,12 @@ use axum::routing::get;
 use damselfly_api::dfdaemon::v2::dfdaemon_upload_server::DfdaemonUploadServer;
 use damselfly_transport::tcp::{PieceProvider, ServerOptions, UploadCounters};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::config::Listen;
 use crate::engine::{Engine, Ports};
+use crate::grpc;
 use crate::kit::ServiceArgs;
 use crate::upload::UploadService;
 use crate::upload::provider::Provider;
@@ -128,27 +127,23 @@ pub fn vortex(
 }
 
 /// gRPC on the network.
-pub fn grpc(
+pub fn upload(
     engine: &Arc<Engine>,
     bound: Bound,
     ports: Ports,
     common: Routes,
     stop: &CancellationToken,
 ) -> ServiceArgs {
-    let upload = UploadService::new(Arc::clone(engine), ports);
+    let upload = DfdaemonUploadServer::new(UploadService::new(Arc::clone(engine), ports))
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX);
+    let router = grpc::limited(common.add_service(upload).into_axum_router(), engine.config.upload.requests);
     service(engine, "grpc", stop, move |stop| {
-        let (bound, upload, common) = (bound.clone(), upload.clone(), common.clone());
+        let (bound, router) = (bound.clone(), router.clone());
         Box::pin(async move {
             let listener = bound.listener().map_err(|why| why.to_string())?;
-            let upload = DfdaemonUploadServer::new(upload).max_decoding_message_size(usize::MAX);
-            tonic::transport::Server::builder()
-                .tcp_nodelay(true)
-                .http2_keepalive_interval(Some(Duration::from_secs(300)))
-                .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-                .add_routes(common.add_service(upload))
-                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
-                .await
-                .map_err(|why| why.to_string())
+            grpc::accept(listener, router, stop).await;
+            Ok(())
         })
     })
 }
@@ -176,7 +171,7 @@ pub fn health(engine: &Arc<Engine>, bound: Bound, stop: &CancellationToken) -> S
     http(engine, "health", bound, Router::new().route("/healthy", get(|| async { StatusCode::OK })), stop)
 }
 
-/// `GET /metrics`.
+/// `GET /metrics`; `DELETE` has the counters begin at zero.
 pub fn metrics(
     engine: &Arc<Engine>,
     bound: Bound,
@@ -184,6 +179,11 @@ pub fn metrics(
     stop: &CancellationToken,
 ) -> ServiceArgs {
     let shared = Arc::clone(engine);
+    let (resetting, figures) = (Arc::clone(engine), Arc::clone(&counters));
+    let reset = move || {
+        resetting.metrics.reset(figures.figures());
+        std::future::ready(StatusCode::OK)
+    };
     let page = move || {
         let (engine, counters) = (Arc::clone(&shared), Arc::clone(&counters));
         async move {
@@ -194,5 +194,5 @@ pub fn metrics(
             Ok::<_, (StatusCode, String)>(([(header::CONTENT_TYPE, kind)], text))
         }
     };
-    http(engine, "metrics", bound, Router::new().route("/metrics", get(page)), stop)
+    http(engine, "metrics", bound, Router::new().route("/metrics", get(page).delete(reset)), stop)
 }

@@ -39,6 +39,13 @@ impl Live {
         }
     }
 
+    /// Every supervisor is gone: the registry that knew them crashed or stops.
+    pub fn clear(&self) {
+        for (_, running) in self.0.write().drain() {
+            running.over.cancel();
+        }
+    }
+
     /// Shows what the supervisor is doing.
     pub fn show(&self, key: &TaskKey, peer: &PeerId, view: TaskView) {
         if let Some(running) = self.0.write().get_mut(key).filter(|running| running.peer == *peer) {

@@ -2,7 +2,7 @@
 //!
 //! One registry per daemon, passed around: many daemons fit in one process.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use damselfly_transport::tcp::UploadFigures;
 use parking_lot::Mutex;
@@ -75,7 +75,38 @@ impl Traffic {
 
 const ORIGIN: OriginLabels = OriginLabels { scheme: "http", method: "GET" };
 
+/// Calls that are counted, beside downloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// A task in the scheduler's eyes.
+    StatTask,
+    /// A task as this host has it.
+    StatLocalTask,
+    /// Every task of this host.
+    ListLocalTasks,
+    /// Delete a task here and at the scheduler.
+    DeleteTask,
+    /// Delete a task here.
+    DeleteLocalTask,
+    /// Take this host off the schedulers.
+    DeleteHost,
+}
+
+/// With the names of their counters: how many, and how many failed.
+const CALLS: [(Call, &str, &str); 6] = [
+    (Call::StatTask, "stat_task", "stat_task_failure"),
+    (Call::StatLocalTask, "stat_local_task", "stat_local_task_failure"),
+    (Call::ListLocalTasks, "list_local_tasks", "list_tasks_failure"),
+    (Call::DeleteTask, "delete_task", "delete_task_failure"),
+    (Call::DeleteLocalTask, "delete_local_task", "delete_local_task_failure"),
+    (Call::DeleteHost, "delete_host", "delete_host_failure"),
+];
+
+/// Standard tasks.
+const STANDARD: TypeLabel = TypeLabel { r#type: "0" };
+
 type Counters = Family<TaskLabels, Counter>;
+type ByType = Family<TypeLabel, Counter>;
 
 /// One daemon's metrics.
 #[derive(Debug)]
@@ -91,14 +122,14 @@ pub struct Metrics {
     // Gauges, because counters of this crate always end in `_total`, and these names do not.
     traffic: Family<TypeLabel, Gauge>,
     uploaded: Gauge,
+    /// Bytes uploaded before the last reset.
+    uploaded_before: AtomicU64,
     uploading: Gauge,
     origin_requests: Family<OriginLabels, Counter>,
     origin_failures: Family<OriginLabels, Counter>,
     origin_duration: Family<OriginLabels, Histogram>,
-    /// Tasks deleted by a caller.
-    pub deletes: Counters,
-    /// Task states asked for by a caller.
-    pub stats: Counters,
+    /// How many of each kind, and how many of them failed.
+    calls: Vec<(Call, ByType, ByType)>,
     /// Downloads that the block list refused.
     pub blocked: Counters,
     disk_total: Gauge,
@@ -122,12 +153,12 @@ impl Metrics {
             download_duration: Family::new_with_constructor(histogram),
             traffic: Family::default(),
             uploaded: Gauge::default(),
+            uploaded_before: AtomicU64::new(0),
             uploading: Gauge::default(),
             origin_requests: Family::default(),
             origin_failures: Family::default(),
             origin_duration: Family::new_with_constructor(histogram),
-            deletes: Family::default(),
-            stats: Family::default(),
+            calls: CALLS.iter().map(|(call, ..)| (*call, Family::default(), Family::default())).collect(),
             blocked: Family::default(),
             disk_total: Gauge::default(),
             disk_used: Gauge::default(),
@@ -172,8 +203,10 @@ impl Metrics {
             "Time to the head of an origin's answer",
             self.origin_duration.clone(),
         );
-        registry.register("delete_task", "Tasks deleted by callers", self.deletes.clone());
-        registry.register("stat_task", "Task states asked for", self.stats.clone());
+        for ((_, name, failures), (_, total, failed)) in CALLS.iter().zip(&self.calls) {
+            registry.register(*name, "Calls of this kind", total.clone());
+            registry.register(*failures, "Such calls that failed", failed.clone());
+        }
         registry.register("download_task_blocked", "Downloads the block list refused", self.blocked.clone());
         registry.register("disk_space_total", "Bytes the store may take", self.disk_total.clone());
         registry.register("disk_usage_space_total", "Bytes the store takes", self.disk_used.clone());
@@ -196,6 +229,32 @@ impl Metrics {
         self.origin_failures.get_or_create(&ORIGIN).inc();
     }
 
+    /// A call was answered.
+    pub fn called<T, E>(&self, call: Call, answer: &Result<T, E>) {
+        let Some((_, total, failed)) = self.calls.iter().find(|(known, ..)| *known == call) else { return };
+        total.get_or_create(&STANDARD).inc();
+        if answer.is_err() {
+            failed.get_or_create(&STANDARD).inc();
+        }
+    }
+
+    /// Has everything that only grows begin at zero again. What shows the present stays.
+    pub fn reset(&self, upload: UploadFigures) {
+        for counters in [&self.downloads, &self.download_failures, &self.blocked] {
+            counters.clear();
+        }
+        for (_, total, failed) in &self.calls {
+            total.clear();
+            failed.clear();
+        }
+        self.download_duration.clear();
+        self.traffic.clear();
+        self.origin_requests.clear();
+        self.origin_failures.clear();
+        self.origin_duration.clear();
+        self.uploaded_before.store(upload.bytes, Ordering::Relaxed);
+    }
+
     /// A download of `bytes` took `milliseconds`.
     pub fn download_took(&self, task_type: &str, bytes: u64, milliseconds: f64) {
         let labels = SizeLabels { task_type: task_type.to_owned(), task_size_level: size_level(bytes) };
@@ -210,7 +269,8 @@ impl Metrics {
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         self.disk_total.set(signed(disk.0));
         self.disk_used.set(signed(disk.1));
-        self.uploaded.set(signed(upload.bytes));
+        let before = self.uploaded_before.load(Ordering::Relaxed);
+        self.uploaded.set(signed(upload.bytes.saturating_sub(before)));
         self.uploading.set(signed(upload.connections));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry.lock())?;
@@ -273,6 +333,33 @@ mod tests {
             (1 << 40, 20),
         ] {
             assert_eq!(size_level(bytes), level, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_reset_counts_from_zero_and_keeps_the_present() {
+        let (metrics, labels) = (Metrics::new(), TaskLabels::default());
+        metrics.downloads.get_or_create(&labels).inc();
+        metrics.downloading.get_or_create(&labels).inc();
+        metrics.called(Call::DeleteHost, &Ok::<(), ()>(()));
+        metrics.called(Call::StatLocalTask, &Err::<(), ()>(()));
+        let sent = |bytes| UploadFigures { bytes, connections: 1, ..UploadFigures::default() };
+        let before = metrics.render((1, 1), sent(10)).unwrap();
+        for line in [
+            "dragonfly_client_upload_traffic 10",
+            "dragonfly_client_delete_host_total{type=\"0\"} 1",
+            "dragonfly_client_stat_local_task_failure_total{type=\"0\"} 1",
+        ] {
+            assert!(before.contains(line), "{line} is missing in\n{before}");
+        }
+        metrics.reset(sent(10));
+        let after = metrics.render((1, 1), sent(15)).unwrap();
+        for line in ["dragonfly_client_upload_traffic 5", "dragonfly_client_concurrent_download_task_total{"]
+        {
+            assert!(after.contains(line), "{line} is missing in\n{after}");
+        }
+        for name in ["download_task_total{", "delete_host_total{", "stat_local_task_failure_total{"] {
+            assert!(!after.contains(&format!("dragonfly_client_{name}")), "{name} is still in\n{after}");
         }
     }
 

@@ -35,6 +35,7 @@ fn carry_out(engine: &Engine, command: &Command) -> Result<(), String> {
             }
             match tokio::task::block_in_place(|| engine.store.delete(task)) {
                 Ok(_) | Err(StoreError::Unknown(_)) => {
+                    engine.uploads.forget(task);
                     engine.holdings.changed();
                     Ok(())
                 }

@@ -3,29 +3,22 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
 use damselfly_transport::local::{BindOptions, Caller, Connection, Listener};
-use http::Request;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tower::ServiceExt as _;
 
 use crate::config::Config;
 use crate::daemon::StartError;
 use crate::engine::Engine;
+use crate::grpc;
 use crate::kit::ServiceArgs;
 use crate::local::{self, StatusFacts};
 
 /// Connections of callers served at a time; one more waits unaccepted.
 const MAX_CONNECTIONS: usize = 1024;
-/// What one connection may keep in flight: enough for a local client, small beside the byte budget.
-const WINDOW: u32 = 4 << 20;
-const FRAME: u32 = 1 << 20;
 
 fn options(config: &Config) -> BindOptions {
     let mut options = BindOptions::new(&config.download.socket);
@@ -47,7 +40,7 @@ pub(crate) fn service(
     stop: &CancellationToken,
 ) -> Result<ServiceArgs, StartError> {
     let first = Arc::new(Mutex::new(Some(Listener::bind(options(&engine.config))?)));
-    let router = local::router(engine, facts, common);
+    let router = grpc::limited(local::router(engine, facts, common), engine.config.download.requests);
     let config = Arc::clone(&engine.config);
     Ok(ServiceArgs {
         name: "grpc-local",
@@ -87,7 +80,7 @@ async fn accept(mut listener: Listener, router: Router, stop: CancellationToken)
         }
     }
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    grpc::drain(connections).await;
 }
 
 /// Serves one caller until it hangs up, or `stop` and its last answer.
@@ -95,26 +88,5 @@ pub(crate) async fn serve<S>(stream: S, caller: Arc<Caller>, router: Router, sto
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Arc::clone(&caller));
-        router.clone().oneshot(request.map(Body::new))
-    });
-    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    builder
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(2 * WINDOW)
-        .max_frame_size(FRAME)
-        .max_concurrent_streams(256)
-        .max_send_buf_size(FRAME as usize);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(why) = ended {
-        tracing::debug!(%why, "local connection ended");
-    }
+    grpc::serve(stream, Some(caller), router, grpc::LOCAL, stop).await;
 }

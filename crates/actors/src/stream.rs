@@ -21,6 +21,7 @@ use tonic::Status;
 
 use crate::engine::Engine;
 use crate::kit::Seat;
+use crate::metrics::{Metrics, TaskLabels};
 use crate::output::Output;
 use crate::tasks::Wish;
 pub(crate) use deliver::part;
@@ -63,7 +64,7 @@ pub struct StreamArgs {
     /// Where to send.
     pub out: mpsc::Sender<Result<Item, Status>>,
     /// Labels of its metrics.
-    pub labels: crate::metrics::TaskLabels,
+    pub labels: TaskLabels,
     /// Its seat on the board.
     pub seat: Seat,
 }
@@ -100,6 +101,22 @@ impl StreamArgs {
     }
 }
 
+/// Counts a download as under way until dropped, however its stream ends.
+struct UnderWay<'a>(&'a Metrics, TaskLabels);
+
+impl<'a> UnderWay<'a> {
+    fn begin(metrics: &'a Metrics, labels: &TaskLabels) -> Self {
+        metrics.downloading.get_or_create(labels).inc();
+        Self(metrics, labels.clone())
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.downloading.get_or_create(&self.1).dec();
+    }
+}
+
 /// The actor.
 #[derive(Debug)]
 pub struct ProgressStream;
@@ -127,14 +144,14 @@ impl Actor for ProgressStream {
         args.engine.faults.point("progress-stream");
         let metrics = Arc::clone(&args.engine.metrics);
         metrics.downloads.get_or_create(&args.labels).inc();
-        metrics.downloading.get_or_create(&args.labels).inc();
+        let under_way = UnderWay::begin(&metrics, &args.labels);
         let out = args.out.clone();
         let result = tokio::select! {
             biased;
             result = Box::pin(deliver::deliver(args)) => result,
             () = out.closed() => Err(Status::cancelled("client went away")),
         };
-        metrics.downloading.get_or_create(&args.labels).dec();
+        drop(under_way);
         if let Err(status) = result {
             metrics.download_failures.get_or_create(&args.labels).inc();
             tracing::info!(key = %args.key, code = ?status.code(), why = status.message(), "client not served");

@@ -90,8 +90,7 @@ pub enum TaskMsg {
     Tick,
 }
 
-/// What a supervisor needs to start.
-#[derive(Clone)]
+/// What a supervisor needs to start. Whoever starts it keeps the content pinned until it has ended.
 pub struct TaskArgs {
     /// The daemon's shared parts.
     pub engine: Arc<Engine>,
@@ -103,6 +102,8 @@ pub struct TaskArgs {
     pub peer_id: PeerId,
     /// The clients that are there from the start.
     pub clients: Vec<Joining>,
+    /// Bytes per piece where the user named them; the same for all clients, because it counts for the task's id.
+    pub piece_length: Option<u64>,
     /// The task's own speed limit; outlives the run.
     pub limit: Arc<TokenBucket>,
     /// Where it shows itself in the tree.
@@ -158,7 +159,8 @@ pub struct TaskState {
     tally: Tally,
     span: tracing::Span,
     seat: Seat,
-    _pin: damselfly_storage::Pin,
+    /// When the pieces that are missing were last counted, and how many there were.
+    counted: Option<(tokio::time::Instant, u32)>,
 }
 
 impl std::fmt::Debug for TaskState {
@@ -177,7 +179,7 @@ impl TaskState {
         &self.joined
     }
 
-    fn new(args: TaskArgs, pin: damselfly_storage::Pin) -> Self {
+    fn new(args: TaskArgs) -> Self {
         let meta = args.content.meta();
         let pieces = args.content.pieces();
         let held = Held {
@@ -192,7 +194,7 @@ impl TaskState {
         let scheduler = args.engine.cluster.pick(&key.id);
         let config = MachineConfig {
             foreign_scheduler: scheduler.is_some_and(|scheduler| !scheduler.ours()),
-            piece_length: args.clients.first().and_then(|joining| joining.request.piece_length),
+            piece_length: args.piece_length,
             seed: args.engine.identity.incarnation,
             ..args.engine.machine.clone()
         };
@@ -221,7 +223,7 @@ impl TaskState {
             tally: Tally { local: meta.held_bytes, ..Tally::default() },
             span,
             seat: args.engine.board.sit(&args.path),
-            _pin: pin,
+            counted: None,
             args,
         }
     }
@@ -323,7 +325,8 @@ impl TaskState {
 
     /// What the end of a child means.
     fn ended(&mut self, event: SupervisionEvent) -> Vec<Event> {
-        let Some(kid) = cell_of(&event).and_then(|id| self.kids.remove(&id)) else { return Vec::new() };
+        let Some(id) = cell_of(&event) else { return Vec::new() };
+        let Some(kid) = self.kids.remove(&id) else { return Vec::new() };
         match kid {
             Kid::Fetch(attempt) => {
                 let result = match event {
@@ -345,7 +348,10 @@ impl TaskState {
                 events
             }
             Kid::Watch(parent) => {
-                self.watches.remove(&parent);
+                // The parent may be watched anew already.
+                if self.watches.get(&parent).is_some_and(|watch| watch.get_id() == id) {
+                    self.watches.remove(&parent);
+                }
                 match event {
                     SupervisionEvent::ActorFailed(..) => {
                         vec![Event::Parent(parent, FromParent::Lost("its watch crashed".to_owned()))]
@@ -354,7 +360,9 @@ impl TaskState {
                 }
             }
             Kid::Session => {
-                self.session = None;
+                if self.session.as_ref().is_some_and(|session| session.get_id() == id) {
+                    self.session = None;
+                }
                 match event {
                     SupervisionEvent::ActorFailed(..) => {
                         vec![Event::Scheduler(FromScheduler::Lost("announce session crashed".to_owned()))]
@@ -383,8 +391,7 @@ impl Actor for TaskSupervisor {
         for joining in std::mem::take(&mut args.clients) {
             myself.cast(TaskMsg::Join(Box::new(joining)))?;
         }
-        let pin = args.content.pin()?;
-        Ok(TaskState::new(args, pin))
+        Ok(TaskState::new(args))
     }
 
     async fn handle(
@@ -420,7 +427,6 @@ impl Actor for TaskSupervisor {
         for running in state.attempts.values() {
             running.cancel.cancel();
         }
-        state.engine().live.remove(&state.key, &state.args.peer_id);
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use damselfly_core::download::{Client, ClientId};
 use damselfly_core::{PeerId, RangeSpec, TaskKey, Tick};
-use damselfly_storage::TaskContent;
+use damselfly_storage::{Pin, StoreError, TaskContent};
 use damselfly_transport::TokenBucket;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 
@@ -49,7 +49,8 @@ pub struct Membership {
     pub client: ClientId,
     /// What happens from here on.
     pub events: Cursor,
-    /// The download as a peer of the task.
+    /// The download's name. The first client of a task is known by the peer's own; others add to it, so that each
+    /// finds its own receipt.
     pub peer_id: PeerId,
     key: TaskKey,
     tasks: crate::kit::Address<TasksMsg>,
@@ -67,6 +68,9 @@ pub enum JoinError {
     /// Too many tasks run.
     #[error("{MAX_TASKS} tasks are running already; try again when some have finished")]
     TooMany,
+    /// The task was deleted between being looked up and being joined.
+    #[error("the task was deleted meanwhile; try again")]
+    Gone,
     /// The supervisor could not be started.
     #[error("cannot start the task's supervisor: {0}")]
     Start(String),
@@ -95,7 +99,11 @@ struct Entry {
     peer_id: PeerId,
     limit: Arc<TokenBucket>,
     clients: HashMap<ClientId, Joining>,
+    /// Whether a client bears the peer's own name.
+    named: bool,
     crashes: u32,
+    /// Held from the first run to the end of the last, so that nothing is collected between two.
+    _pin: Pin,
 }
 
 /// The registry's state.
@@ -142,22 +150,41 @@ impl TasksState {
             if self.entries.len() >= MAX_TASKS {
                 return Err(JoinError::TooMany);
             }
+            let pin = tokio::task::block_in_place(|| content.pin()).map_err(|why| match why {
+                StoreError::Gone(_) => JoinError::Gone,
+                why => JoinError::Start(why.to_string()),
+            })?;
             let (progress, limit) = (Progress::new(), Arc::new(TokenBucket::unlimited()));
             let peer_id = self.engine.identity.new_peer();
-            let args = self.args(&content, &progress, &peer_id, &limit, Vec::new());
+            let mut args = self.args(&content, &progress, &peer_id, &limit, Vec::new());
+            args.piece_length = joining.request.piece_length;
             let supervisor = self.start(myself, args).await?;
-            let entry =
-                Entry { supervisor, content, progress, peer_id, limit, clients: HashMap::new(), crashes: 0 };
+            let entry = Entry {
+                supervisor,
+                content,
+                progress,
+                peer_id,
+                limit,
+                clients: HashMap::new(),
+                named: false,
+                crashes: 0,
+                _pin: pin,
+            };
             self.entries.insert(key.clone(), entry);
         }
         let entry = self.entries.get_mut(&key).ok_or_else(|| JoinError::Start("task vanished".to_owned()))?;
         let membership = Membership {
             client,
             events: entry.progress.follow(),
-            peer_id: entry.peer_id.clone(),
+            peer_id: if entry.named {
+                format!("{}-{}", entry.peer_id, client.0).into()
+            } else {
+                entry.peer_id.clone()
+            },
             key,
             tasks: self.engine.tasks.clone(),
         };
+        entry.named = true;
         entry.clients.insert(client, joining.clone());
         // If the supervisor is ending, its end finds the client unserved and another run takes it in.
         drop(entry.supervisor.cast(TaskMsg::Join(Box::new(joining))));
@@ -178,6 +205,7 @@ impl TasksState {
             content: Arc::clone(content),
             progress: Arc::clone(progress),
             peer_id: peer_id.clone(),
+            piece_length: clients.first().and_then(|joining| joining.request.piece_length),
             clients,
             limit: Arc::clone(limit),
             path: format!("daemon/tasks/{} {}", key.kind, &key.id.as_str()[..key.id.as_str().len().min(12)]),
@@ -190,9 +218,13 @@ impl TasksState {
         args: TaskArgs,
     ) -> Result<ActorRef<TaskMsg>, JoinError> {
         let key = args.content.key().clone();
-        self.engine.live.insert(&key, &args.peer_id);
+        let peer_id = args.peer_id.clone();
+        self.engine.live.insert(&key, &peer_id);
         let spawned = Actor::spawn_linked(None, TaskSupervisor, args, myself.get_cell()).await;
-        let (supervisor, _) = spawned.map_err(|why| JoinError::Start(why.to_string()))?;
+        let (supervisor, _) = spawned.map_err(|why| {
+            self.engine.live.remove(&key, &peer_id);
+            JoinError::Start(why.to_string())
+        })?;
         self.keys.insert(supervisor.get_id(), key);
         Ok(supervisor)
     }
@@ -208,20 +240,22 @@ impl TasksState {
     /// A supervisor ended: on purpose, or by a crash.
     async fn ended(&mut self, myself: &ActorRef<TasksMsg>, key: TaskKey, event: SupervisionEvent) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
-        let unserved: Vec<Joining> = match event {
-            SupervisionEvent::ActorTerminated(_, Some(mut state), _) => {
-                let joined =
-                    state.take::<TaskState>().map(|state| state.joined().clone()).unwrap_or_default();
-                entry
-                    .clients
-                    .values()
-                    .filter(|joining| !joined.contains(&joining.client.id))
-                    .cloned()
-                    .collect()
-            }
+        let left = match event {
+            SupervisionEvent::ActorTerminated(_, Some(mut state), _) => state.take::<TaskState>().ok(),
             SupervisionEvent::ActorFailed(_, why) => {
+                tracing::error!(%key, %why, crashes = entry.crashes + 1, "task supervisor crashed");
+                None
+            }
+            _ => None,
+        };
+        let unserved: Vec<Joining> = match left {
+            Some(state) => {
+                let late = |joining: &&Joining| !state.joined().contains(&joining.client.id);
+                entry.clients.values().filter(late).cloned().collect()
+            }
+            // Crashed, or killed: whoever was served already hears nothing of a second time.
+            None => {
                 entry.crashes += 1;
-                tracing::error!(%key, %why, crashes = entry.crashes, "task supervisor crashed");
                 if entry.crashes >= RUNS {
                     entry.progress.publish(ProgressEvent::Crashed);
                     Vec::new()
@@ -229,13 +263,12 @@ impl TasksState {
                     entry.clients.values().cloned().collect()
                 }
             }
-            _ => Vec::new(),
         };
-        self.engine.live.remove(&key, &entry.peer_id);
         if unserved.is_empty() {
-            self.entries.remove(&key);
+            self.forget(&key);
             return;
         }
+        self.engine.live.remove(&key, &entry.peer_id);
         // Another run is another peer to the scheduler.
         entry.peer_id = self.engine.identity.new_peer();
         let (content, progress) = (Arc::clone(&entry.content), Arc::clone(&entry.progress));
@@ -250,9 +283,17 @@ impl TasksState {
             Err(why) => {
                 tracing::error!(%key, %why, "cannot restart task");
                 progress.publish(ProgressEvent::Crashed);
-                self.entries.remove(&key);
+                self.forget(&key);
             }
         }
+    }
+
+    /// A task runs no more. Its last pin may go with it, which gives room back on the disk; only then is it over.
+    fn forget(&mut self, key: &TaskKey) {
+        let Some(entry) = self.entries.remove(key) else { return };
+        let peer_id = entry.peer_id.clone();
+        tokio::task::block_in_place(|| drop(entry));
+        self.engine.live.remove(key, &peer_id);
     }
 }
 
@@ -266,6 +307,8 @@ impl Actor for Tasks {
         _: ActorRef<TasksMsg>,
         engine: Arc<Engine>,
     ) -> Result<TasksState, ActorProcessingErr> {
+        // After a crash of this registry no supervisor lives.
+        engine.live.clear();
         let seat = engine.board.sit("daemon/tasks");
         Ok(TasksState { engine, entries: HashMap::new(), keys: HashMap::new(), next_client: 0, seat })
     }
@@ -309,6 +352,16 @@ impl Actor for Tasks {
             state.ended(&myself, key, event).await;
             state.seat.show(format!("{} running", state.entries.len()));
         }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<TasksMsg>,
+        state: &mut TasksState,
+    ) -> Result<(), ActorProcessingErr> {
+        // Supervisors end with their registry; whoever waits for what they fetch must hear of it.
+        state.engine.live.clear();
         Ok(())
     }
 }

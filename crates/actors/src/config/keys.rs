@@ -10,7 +10,7 @@ use super::section::Section;
 use super::unbuilt;
 use super::{
     Backend, Config, CongestionControl, Directories, Download, Dynconfig, Gc, Host, Listen, Manager,
-    Overrides, Port, Scheduler, SeedType, Storage, Upload,
+    Overrides, Port, RequestLimit, Scheduler, SeedType, Storage, Upload,
 };
 
 /// 50·10⁹ bytes per second: in effect no limit.
@@ -38,7 +38,7 @@ pub(super) fn read(root: Section<'_>, directories: Directories) -> Config {
         ipv6: network(root.section("network")),
         health: server(root.section("health"), 4003),
         metrics: server(root.section("metrics"), 4002),
-        stats: server(root.section("stats"), 4004),
+        stats: unbuilt::stats(&root),
         private_tasks: root.boolean("privateTasks", true),
         replica_repair_delay: root.duration("replicaRepairDelay", Duration::from_secs(60)),
         listen: None,
@@ -73,12 +73,25 @@ pub(super) fn listen(s: &Section<'_>, ip: &'static str, port: &'static str, defa
     Listen { ip: s.ip(ip), port: Port { number: s.number(port, default, 0..=u16::MAX), named: s.has(port) } }
 }
 
-fn server(s: Section<'_>, default: u16) -> Listen {
+pub(super) fn server(s: Section<'_>, default: u16) -> Listen {
     let inner = s.section("server");
     let listener = listen(&inner, "ip", "port", default);
     inner.finish();
     s.finish();
     listener
+}
+
+/// A server's limit of requests: none unless the file names the rate.
+fn requests(s: &Section<'_>) -> Option<RequestLimit> {
+    let limit = RequestLimit {
+        rate: s.number("requestRateLimit", 400, 1..=u64::MAX),
+        waiting: s.number("requestBufferSize", 50, 1..=1_000_000),
+    };
+    let limited = s.has("requestRateLimit");
+    if !limited {
+        s.warn("requestBufferSize", "has no effect without requestRateLimit: requests are not limited");
+    }
+    limited.then_some(limit)
 }
 
 fn download(s: Section<'_>, directories: &Directories) -> Download {
@@ -104,8 +117,7 @@ fn download(s: Section<'_>, directories: &Directories) -> Download {
             })
             .unwrap_or(0o666),
         path_roots: inner.absolute_paths("pathRoots"),
-        request_rate_limit: inner.number("requestRateLimit", 400, 1..=u64::MAX),
-        request_buffer_size: inner.number("requestBufferSize", 50, 1..=1_000_000),
+        requests: requests(&inner),
         bandwidth_limit: s.positive_size("bandwidthLimit", NO_LIMIT),
         back_to_source_bandwidth_limit: s.positive_size("backToSourceBandwidthLimit", NO_LIMIT),
         piece_timeout: s.period("pieceTimeout", Duration::from_secs(360)),
@@ -136,8 +148,7 @@ fn upload(s: Section<'_>) -> Upload {
     }
     let upload = Upload {
         listen: listen(&inner, "ip", "port", 4000),
-        request_rate_limit: inner.number("requestRateLimit", 400, 1..=u64::MAX),
-        request_buffer_size: inner.number("requestBufferSize", 50, 1..=1_000_000),
+        requests: requests(&inner),
         disable_shared: s.boolean("disableShared", false),
         bandwidth_limit: s.positive_size("bandwidthLimit", NO_LIMIT),
     };
@@ -175,12 +186,12 @@ fn scheduler(s: Section<'_>) -> Scheduler {
     let inner = s.section("server");
     let scheduler = Scheduler {
         announce_interval: s.period("announceInterval", Duration::from_secs(300)),
-        schedule_timeout: s.period("scheduleTimeout", 3 * HOUR),
         max_schedule_count: s.number("maxScheduleCount", 5, 1..=u32::MAX),
         tls: tls(&s),
         embedded: false,
         listen: listen(&inner, "ip", "port", 8002),
     };
+    unbuilt::scheduler(&s);
     inner.finish();
     s.finish();
     scheduler
@@ -217,14 +228,8 @@ fn storage(s: Section<'_>, directories: &Directories) -> Storage {
         keep: s.boolean("keep", true),
         tcp: listen(&inner, "ip", "tcpPort", 4005),
         quic: listen(&inner, "ip", "quicPort", 4006),
-        write_piece_timeout: s.period("writePieceTimeout", Duration::from_secs(360)),
-        write_buffer_size: s.positive_size("writeBufferSize", 524_288),
-        read_buffer_size: s.positive_size("readBufferSize", 524_288),
     };
-    inner.boolean("tcpFastopen", false);
-    inner.not_built("tcpFastopen");
-    s.size("cacheCapacity", 64 << 20);
-    s.not_built("cacheCapacity");
+    unbuilt::storage(&s, &inner);
     inner.finish();
     s.finish();
     storage
@@ -233,24 +238,9 @@ fn storage(s: Section<'_>, directories: &Directories) -> Storage {
 fn backend(s: Section<'_>) -> Backend {
     let backend = Backend {
         request_header: s.secret_map("requestHeader"),
-        max_retries: s.number("maxRetries", 1, 0..=1000),
+        max_retries: Some(s.number("maxRetries", 1, 0..=1000)).filter(|_| s.has("maxRetries")),
     };
-    s.boolean("enableCacheTemporaryRedirect", true);
-    s.duration("cacheTemporaryRedirectTTL", Duration::from_secs(600));
-    s.number("putConcurrentChunkCount", 16, 1..=1024);
-    s.positive_size("putChunkSize", 8 << 20);
-    s.duration("putTimeout", Duration::from_secs(900));
-    s.boolean("enableHickoryDNS", true);
-    for key in [
-        "enableCacheTemporaryRedirect",
-        "cacheTemporaryRedirectTTL",
-        "putConcurrentChunkCount",
-        "putChunkSize",
-        "putTimeout",
-        "enableHickoryDNS",
-    ] {
-        s.not_built(key);
-    }
+    unbuilt::backend(&s);
     s.finish();
     backend
 }
@@ -265,7 +255,6 @@ fn gc(s: Section<'_>) -> Gc {
     let gc = Gc {
         interval: s.period("interval", HOUR / 4),
         task_ttl: p.period("taskTTL", 720 * HOUR),
-        persistent_cache_task_ttl: p.period("persistentCacheTaskTTL", 24 * HOUR),
         disk_threshold: Some(p.size(threshold, 0)).filter(|&bytes| bytes > 0),
         disk_high_percent: p.number(high, 80, 1..=99),
         disk_low_percent: p.number(low, 60, 1..=99),
@@ -277,10 +266,7 @@ fn gc(s: Section<'_>) -> Gc {
             p.refuse(high, &format!("at least the low threshold, {} per cent", gc.disk_low_percent));
         }
     }
-    p.duration("persistentTaskTTL", 24 * HOUR);
-    p.not_built("persistentTaskTTL");
-    p.duration("pageCacheIdleTimeout", Duration::from_secs(2400));
-    p.not_built("pageCacheIdleTimeout");
+    unbuilt::gc_policy(&p);
     p.finish();
     s.finish();
     gc

@@ -73,6 +73,13 @@ fn dragonflys_whole_file_is_known() {
         "backend.enableHickoryDNS",
         "server.adaptiveRateLimit",
         "gc.policy.persistentTaskTTL",
+        "gc.policy.persistentCacheTaskTTL",
+        "scheduler.scheduleTimeout",
+        "storage.writePieceTimeout",
+        "storage.writeBufferSize",
+        "storage.readBufferSize",
+        "storage.server.quicPort",
+        "stats",
     ] {
         assert_eq!(unbuilt.iter().filter(|known| **known == key).count(), 1, "{key} in {unbuilt:?}");
     }
@@ -82,10 +89,8 @@ fn dragonflys_whole_file_is_known() {
     assert_eq!(config.host.scheduler_cluster_id, Some(7));
     assert_eq!(config.seed_peer, Some(SeedType::Super));
     assert_eq!(config.upload.bandwidth_limit, 20_000_000_000);
-    assert_eq!(config.storage.write_buffer_size, 524_288);
-    assert_eq!(config.storage.read_buffer_size, 64 << 10);
     assert_eq!(config.backend.request_header["X-Team"], "ml");
-    assert_eq!(config.backend.max_retries, 3);
+    assert_eq!(config.backend.max_retries, Some(3));
     assert_eq!(config.gc.disk_threshold, Some(100 << 30));
     assert_eq!(config.manager.addr.as_deref(), Some("http://manager.example:65003"));
     assert!(config.upload.listen.port.named);
@@ -233,6 +238,23 @@ fn aliases_of_the_thresholds_count() {
 }
 
 #[test]
+fn requests_are_limited_only_where_the_file_names_a_rate() {
+    let unlimited = config("");
+    assert_eq!((unlimited.download.requests, unlimited.upload.requests), (None, None));
+    assert_eq!(unlimited.backend.max_retries, None);
+    let limited = config(
+        "upload: {server: {requestRateLimit: 7}}\n\
+         download: {server: {requestRateLimit: 9, requestBufferSize: 3}}",
+    );
+    assert_eq!(limited.upload.requests, Some(RequestLimit { rate: 7, waiting: 50 }));
+    assert_eq!(limited.download.requests, Some(RequestLimit { rate: 9, waiting: 3 }));
+    let alone = parse("upload: {server: {requestBufferSize: 3}}").unwrap();
+    assert_eq!(alone.config.upload.requests, None);
+    assert_eq!(alone.warnings.len(), 1);
+    assert_eq!(alone.warnings[0].key, "upload.server.requestBufferSize");
+}
+
+#[test]
 fn seeds_are_super_unless_they_say_otherwise() {
     for (source, seed) in [
         ("seedPeer: {enable: true}", Some(SeedType::Super)),
@@ -263,8 +285,8 @@ fn sizes_are_bytesizes() {
 
 #[test]
 fn anchors_and_merges_work() {
-    let config = config("health: &h {server: {port: 5003}}\nmetrics: *h\nstats: {<<: *h}\n");
-    assert_eq!([config.health, config.metrics, config.stats].map(|listen| listen.port.number), [5003; 3]);
+    let config = config("health: &h {server: {port: 5003}}\nmetrics: {<<: *h}\n");
+    assert_eq!([config.health, config.metrics].map(|listen| listen.port.number), [5003; 2]);
 }
 
 #[test]

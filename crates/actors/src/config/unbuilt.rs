@@ -1,11 +1,12 @@
-//! Sections that are known and have no effect yet.
+//! Sections and keys that are known and have no effect yet.
 //!
 //! Their values are checked all the same, so that a configuration that is accepted today is not refused by the version
 //! that builds them.
 
 use std::time::Duration;
 
-use super::keys::listen;
+use super::Listen;
+use super::keys::{listen, server};
 use super::section::Section;
 
 /// Reads and forgets them, with one warning each.
@@ -44,6 +45,62 @@ pub(super) fn read(root: &Section<'_>) {
     tracing.secret_map("headers");
     tracing.finish();
     root.not_built("tracing");
+}
+
+/// `stats`: nothing listens yet.
+pub(super) fn stats(root: &Section<'_>) -> Listen {
+    root.not_built("stats");
+    server(root.section("stats"), 4004)
+}
+
+pub(super) fn scheduler(s: &Section<'_>) {
+    s.period("scheduleTimeout", Duration::from_secs(3 * 3600));
+    s.not_built("scheduleTimeout");
+}
+
+/// Of `storage`, whose `server` is `inner`.
+pub(super) fn storage(s: &Section<'_>, inner: &Section<'_>) {
+    s.period("writePieceTimeout", Duration::from_secs(360));
+    s.positive_size("writeBufferSize", 524_288);
+    s.positive_size("readBufferSize", 524_288);
+    s.size("cacheCapacity", 64 << 20);
+    for key in ["writePieceTimeout", "writeBufferSize", "readBufferSize", "cacheCapacity"] {
+        s.not_built(key);
+    }
+    inner.boolean("tcpFastopen", false);
+    // quicPort is read with the other ports.
+    for key in ["tcpFastopen", "quicPort"] {
+        inner.not_built(key);
+    }
+}
+
+pub(super) fn backend(s: &Section<'_>) {
+    s.boolean("enableCacheTemporaryRedirect", true);
+    s.duration("cacheTemporaryRedirectTTL", Duration::from_secs(600));
+    s.number("putConcurrentChunkCount", 16, 1..=1024);
+    s.positive_size("putChunkSize", 8 << 20);
+    s.duration("putTimeout", Duration::from_secs(900));
+    s.boolean("enableHickoryDNS", true);
+    for key in [
+        "enableCacheTemporaryRedirect",
+        "cacheTemporaryRedirectTTL",
+        "putConcurrentChunkCount",
+        "putChunkSize",
+        "putTimeout",
+        "enableHickoryDNS",
+    ] {
+        s.not_built(key);
+    }
+}
+
+pub(super) fn gc_policy(p: &Section<'_>) {
+    let day = Duration::from_secs(24 * 3600);
+    p.duration("persistentTaskTTL", day);
+    p.period("persistentCacheTaskTTL", day);
+    p.duration("pageCacheIdleTimeout", Duration::from_secs(2400));
+    for key in ["persistentTaskTTL", "persistentCacheTaskTTL", "pageCacheIdleTimeout"] {
+        p.not_built(key);
+    }
 }
 
 fn proxy(s: Section<'_>) {

@@ -33,6 +33,7 @@ async fn run(engine: Arc<Engine>, stop: CancellationToken) -> Result<(), String>
         if collected.more {
             passes.reset_immediately();
         }
+        engine.uploads.retain(|key| engine.store.get(key).is_some());
         if collected.expired.is_empty() && collected.evicted.is_empty() {
             continue;
         }

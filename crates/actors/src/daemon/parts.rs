@@ -210,8 +210,7 @@ struct Announcement {
 
 impl HostProvider for Announcement {
     fn host(&self) -> damselfly_api::common::v2::Host {
-        let usage = self.store.usage();
-        self.facts.announce((usage.total, usage.used))
+        self.facts.announce(Some(self.store.usage()))
     }
 }
 
@@ -252,7 +251,7 @@ pub(super) async fn assemble(
         cluster,
         EngineOptions { faults: options.faults, expects_scheduler: true },
     )?;
-    let tree = tree(&engine, sockets, ports, &scheduling, facts, orders, stop)?;
+    let tree = tree(&engine, sockets, ports, &scheduling, facts, orders, stop).await?;
     Ok(Parts { engine, ports, scheduler, tree })
 }
 
@@ -275,7 +274,7 @@ pub(crate) fn engine(
         machine: MachineConfig {
             max_schedule_count: config.scheduler.max_schedule_count,
             max_in_flight: config.download.concurrent_piece_count.max(1) as usize * 2,
-            ..MachineConfig::default()
+            ..machine_defaults(config.backend.max_retries)
         },
         identity,
         clock: Clock::start(),
@@ -300,6 +299,13 @@ pub(crate) fn engine(
         faults: options.faults,
         config,
     }))
+}
+
+/// The machine as it is without configuration, but for how often it tries an origin.
+fn machine_defaults(origin_retries: Option<u32>) -> MachineConfig {
+    let machine = MachineConfig::default();
+    let origin_tries = origin_retries.map_or(machine.origin_tries, |retries| retries.saturating_add(1));
+    MachineConfig { origin_tries, ..machine }
 }
 
 /// A limit of hundreds of gigabits is none; leaving it out saves every buffer a visit.
@@ -357,7 +363,7 @@ fn cluster(
     .map_err(StartError::Cluster)
 }
 
-fn tree(
+async fn tree(
     engine: &Arc<Engine>,
     sockets: Sockets,
     ports: Ports,
@@ -384,13 +390,14 @@ fn tree(
         pool: engine.buffers.clone(),
         counters: Arc::clone(&counters),
         socket: socket_options(&engine.config),
-        grace: Duration::from_secs(5),
+        // Shutdown has waited for uploads before; less than a group waits for its children.
+        grace: Duration::from_secs(3),
         ..ServerOptions::default()
     };
-    let common = common_routes();
+    let common = common_routes().await;
     let served = vec![
         Child::service(listeners::vortex(engine, sockets.vortex, vortex, stop)),
-        Child::service(listeners::grpc(engine, sockets.grpc, ports, common.clone(), stop)),
+        Child::service(listeners::upload(engine, sockets.grpc, ports, common.clone(), stop)),
         Child::service(socket::service(engine, status, common, stop)?),
         Child::service(listeners::health(engine, sockets.health, stop)),
         Child::service(listeners::metrics(engine, sockets.metrics, counters, stop)),
@@ -416,15 +423,12 @@ fn tree(
 }
 
 /// Health and reflection, on the network and on the unix socket.
-pub(crate) fn common_routes() -> Routes {
+pub(crate) async fn common_routes() -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
-    // The reporter is ready at once; every service listed here answers from its first request on.
-    let serving = async move {
-        for name in ["", "dfdaemon.v2.DfdaemonUpload", "dfdaemon.v2.DfdaemonDownload"] {
-            reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
-        }
-    };
-    tokio::spawn(serving);
+    // Every service listed here answers from its first request on.
+    for name in ["", "dfdaemon.v2.DfdaemonUpload", "dfdaemon.v2.DfdaemonDownload"] {
+        reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
+    }
     let routes = Routes::new(health);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(damselfly_api::FILE_DESCRIPTOR_SET)

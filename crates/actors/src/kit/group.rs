@@ -124,6 +124,9 @@ impl Actor for Group {
     ) -> Result<(), ActorProcessingErr> {
         state.args.faults.point("group");
         let GroupMsg::Start(index) = message else { return Ok(()) };
+        if state.args.stop.is_cancelled() {
+            return Ok(());
+        }
         let Some(running) = state.running.get_mut(index) else { return Ok(()) };
         match (running.child.start)(myself.get_cell()).await {
             Ok(cell) => (running.cell, running.since) = (Some(cell), Instant::now()),
@@ -148,7 +151,9 @@ impl Actor for Group {
         let Some(index) = found else { return Ok(()) };
         let running = &mut state.running[index];
         running.cell = None;
-        if let SupervisionEvent::ActorFailed(_, why) = event {
+        if let SupervisionEvent::ActorFailed(_, why) = event
+            && !state.args.stop.is_cancelled()
+        {
             if running.since.elapsed() > CALM {
                 running.pause = FIRST_PAUSE;
             }

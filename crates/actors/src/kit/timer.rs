@@ -23,6 +23,12 @@ impl Timer {
         self.0 = Some((when, task.abort_handle()));
     }
 
+    /// Whether a message is to come, or came and was not cleared.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Forgets the message. To be called when it arrived, too.
     pub fn clear(&mut self) {
         if let Some((_, task)) = self.0.take() {

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::{caller_of, may_change, stat};
 use crate::engine::Engine;
+use crate::metrics::Call;
 
 /// How long the schedulers may take to take note that this host goes.
 const LEAVE: Duration = Duration::from_secs(5);
@@ -74,17 +75,20 @@ impl DfdaemonDownload for DownloadService {
         request: Request<dfdaemon::DeleteLocalTaskRequest>,
     ) -> Result<Response<()>, Status> {
         let key = self.changeable(&request, &request.get_ref().task_id)?;
-        stat::delete_local(&self.engine, &key).map(Response::new)
+        stat::delete_local(&self.engine, &key).await.map(Response::new)
     }
 
     async fn delete_host(&self, request: Request<()>) -> Result<Response<()>, Status> {
         let caller = caller_of(&request)?;
         let own = rustix::process::geteuid().as_raw();
-        if !caller.native || (caller.uid != 0 && caller.uid != own) {
-            return Err(Status::permission_denied(
+        let allowed = caller.native && (caller.uid == 0 || caller.uid == own);
+        let allowed = allowed.then_some(()).ok_or_else(|| {
+            Status::permission_denied(
                 "only the daemon's own user and root may take the host off the schedulers",
-            ));
-        }
+            )
+        });
+        self.engine.metrics.called(Call::DeleteHost, &allowed);
+        allowed?;
         self.engine.cluster.leave(Departure::ForGood, LEAVE).await;
         Ok(Response::new(()))
     }

@@ -1,14 +1,20 @@
 //! Looking at tasks and deleting them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use damselfly_api::common::v2 as common;
 use damselfly_api::dfdaemon::v2::StatLocalTaskResponse;
 use damselfly_core::{Kind, TaskId, TaskKey};
 use damselfly_storage::{StoreError, TaskContent};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::engine::Engine;
+use crate::metrics::Call;
+
+/// How long a supervisor that nobody waits for may take to end before its task is said to be in use.
+const ENDING: Duration = Duration::from_secs(2);
 
 fn parse(id: &str) -> Result<TaskId, Status> {
     TaskId::parse(id).map_err(|why| Status::invalid_argument(why.to_string()))
@@ -19,6 +25,12 @@ fn parse(id: &str) -> Result<TaskId, Status> {
 /// # Errors
 /// The scheduler's NOT_FOUND and everything else as INTERNAL, as Dragonfly's daemon answers; UNAVAILABLE without one.
 pub(crate) async fn stat_task(engine: &Engine, id: &str) -> Result<common::Task, Status> {
+    let answer = at_scheduler(engine, id).await;
+    engine.metrics.called(Call::StatTask, &answer);
+    answer
+}
+
+async fn at_scheduler(engine: &Engine, id: &str) -> Result<common::Task, Status> {
     let id = parse(id)?;
     let handle =
         engine.cluster.pick(&id).ok_or_else(|| Status::unavailable("no scheduler can be reached"))?;
@@ -33,6 +45,12 @@ pub(crate) async fn stat_task(engine: &Engine, id: &str) -> Result<common::Task,
 /// # Errors
 /// NOT_FOUND when it does not.
 pub(crate) fn stat_local(engine: &Engine, id: &str) -> Result<StatLocalTaskResponse, Status> {
+    let answer = here(engine, id);
+    engine.metrics.called(Call::StatLocalTask, &answer);
+    answer
+}
+
+fn here(engine: &Engine, id: &str) -> Result<StatLocalTaskResponse, Status> {
     let key = TaskKey { kind: Kind::Standard, id: parse(id)? };
     let content = engine.store.get(&key);
     content
@@ -43,6 +61,7 @@ pub(crate) fn stat_local(engine: &Engine, id: &str) -> Result<StatLocalTaskRespo
 /// Every standard task of this host.
 #[must_use]
 pub(crate) fn list_local(engine: &Engine) -> Vec<StatLocalTaskResponse> {
+    engine.metrics.called(Call::ListLocalTasks, &Ok::<(), Status>(()));
     let all = engine.store.list();
     all.iter()
         .filter(|content| content.key().kind == Kind::Standard)
@@ -73,7 +92,9 @@ fn describe(engine: &Engine, content: &Arc<TaskContent>) -> StatLocalTaskRespons
 /// # Errors
 /// NOT_FOUND when this host does not have it, FAILED_PRECONDITION while it is in use.
 pub(crate) async fn delete(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
-    delete_local(engine, key)?;
+    let answer = remove(engine, key).await;
+    engine.metrics.called(Call::DeleteTask, &answer);
+    answer?;
     if let Some(handle) = engine.cluster.pick(&key.id)
         && let Err(why) = handle.delete_task(engine.identity.host_id.as_str(), &key.id).await
     {
@@ -87,8 +108,23 @@ pub(crate) async fn delete(engine: &Engine, key: &TaskKey) -> Result<(), Status>
 ///
 /// # Errors
 /// As [`delete`].
-pub(crate) fn delete_local(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
-    match tokio::task::block_in_place(|| engine.store.delete(key)) {
+pub(crate) async fn delete_local(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
+    let answer = remove(engine, key).await;
+    engine.metrics.called(Call::DeleteLocalTask, &answer);
+    answer
+}
+
+async fn remove(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
+    let delete = || tokio::task::block_in_place(|| engine.store.delete(key));
+    let mut deleted = delete();
+    if matches!(deleted, Err(StoreError::InUse { .. }))
+        && let Some(over) = ending(engine, key)
+    {
+        // Its last client has what it wanted: the supervisor only has to put its things away.
+        drop(tokio::time::timeout(ENDING, over.cancelled()).await);
+        deleted = delete();
+    }
+    match deleted {
         Ok(_) => {
             engine.uploads.forget(key);
             engine.holdings.changed();
@@ -98,4 +134,10 @@ pub(crate) fn delete_local(engine: &Engine, key: &TaskKey) -> Result<(), Status>
         Err(why @ StoreError::InUse { .. }) => Err(Status::failed_precondition(why.to_string())),
         Err(why) => Err(Status::internal(why.to_string())),
     }
+}
+
+/// The end of a supervisor that nobody waits for.
+fn ending(engine: &Engine, key: &TaskKey) -> Option<CancellationToken> {
+    let over = engine.live.until_over(key)?;
+    engine.live.view(key).is_none_or(|view| view.clients == 0).then_some(over)
 }

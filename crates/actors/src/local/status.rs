@@ -30,7 +30,7 @@ pub(super) fn snapshot(engine: &Engine, facts: &Facts) -> Vec<ours::StatusRespon
     let usage = engine.store.usage();
     let buffer = engine.buffers.buffer_size() as u64;
     let host = ours::HostStatus {
-        host: Some(facts.host.announce((usage.total, usage.used))),
+        host: Some(facts.host.announce(Some(usage))),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: Some(facts.started_at.into()),
         storage_dir: engine.config.storage.dir.display().to_string(),

@@ -131,11 +131,19 @@ impl SessionState {
         Ok(())
     }
 
-    async fn send(&mut self, message: AnnouncePeerRequest) {
+    /// Sends one message. A stream that takes none is broken, whether or not the other end has noticed.
+    async fn send(&mut self, myself: &ActorRef<SessionMsg>, message: AnnouncePeerRequest) {
         let Some(tx) = &self.tx else { return };
-        if tx.send_timeout(message, SEND_DEADLINE).await.is_err() {
-            self.tx = None;
+        let Err(why) = tx.send_timeout(message, SEND_DEADLINE).await else { return };
+        self.tx = None;
+        if matches!(why, mpsc::error::SendTimeoutError::Timeout(_)) {
+            self.say(FromScheduler::Lost(format!(
+                "scheduler took nothing for {} s",
+                SEND_DEADLINE.as_secs()
+            )));
+            myself.stop(None);
         }
+        // Closed: the reader says so.
     }
 }
 
@@ -167,10 +175,10 @@ impl Actor for SchedulerSession {
                     myself.stop(None);
                 }
             }
-            SessionMsg::Tell(message) => state.send(*message).await,
+            SessionMsg::Tell(message) => state.send(&myself, *message).await,
             SessionMsg::Farewell(message) => {
                 state.args.seat.show("waiting for the scheduler's farewell");
-                state.send(*message).await;
+                state.send(&myself, *message).await;
                 state.tx = None;
                 state.farewell.set(&myself, tokio::time::Instant::now() + FAREWELL, SessionMsg::Enough);
             }

@@ -1,6 +1,9 @@
 //! What a running task shows of itself.
 
+use std::time::Duration;
+
 use damselfly_core::PeerId;
+use tokio::time::Instant;
 
 use super::TaskState;
 
@@ -46,8 +49,28 @@ pub struct TaskView {
     pub local_bytes: u64,
 }
 
+/// How often the missing pieces are counted while the task moves: that costs a look at every piece.
+const COUNT_EVERY: Duration = Duration::from_millis(50);
+
 impl TaskState {
-    pub(super) fn publish(&self) {
+    /// Wanted pieces that are not held. A little old while attempts run, because then more news comes soon.
+    fn missing(&mut self) -> u32 {
+        let now = Instant::now();
+        if let Some((at, missing)) = self.counted
+            && !self.attempts.is_empty()
+            && now.saturating_duration_since(at) < COUNT_EVERY
+        {
+            return missing;
+        }
+        let wanted = self.machine.wanted();
+        let held = u32::try_from(wanted.common_from(self.machine.held(), 0).count()).unwrap_or(u32::MAX);
+        let missing = wanted.len().saturating_sub(held);
+        self.counted = Some((now, missing));
+        missing
+    }
+
+    pub(super) fn publish(&mut self) {
+        let wanted = self.missing();
         let parents = self.machine.parents().map(|parent| {
             let known = self.parents.get(&parent.id);
             let address =
@@ -63,11 +86,9 @@ impl TaskState {
                 bytes,
             }
         });
-        let wanted = self.machine.wanted();
-        let missing = wanted.iter().filter(|number| !self.machine.held().contains(*number)).count();
         let view = TaskView {
             state: self.machine.state().to_owned(),
-            wanted: u32::try_from(missing).unwrap_or(u32::MAX),
+            wanted,
             fetches: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             clients: u32::try_from(self.machine.clients().count()).unwrap_or(u32::MAX),
             limit: self.args.limit.rate(),

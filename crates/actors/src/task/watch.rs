@@ -2,15 +2,18 @@
 //!
 //! Interest is asked for in windows of 65,536 pieces. The stream's end means "nothing more here", never "complete".
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use damselfly_api::dfdaemon::v2::SyncPiecesRequest;
 use damselfly_api::dfdaemon::v2::dfdaemon_upload_client::DfdaemonUploadClient;
+use damselfly_api::dfdaemon::v2::{SyncPiecesRequest, SyncPiecesResponse};
 use damselfly_core::download::FromParent;
-use damselfly_core::{Geometry, PeerId, TaskId};
+use damselfly_core::{Geometry, TaskId};
+use futures_util::StreamExt as _;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tonic::Streaming;
 
 use super::TaskMsg;
 use super::wire::Parent;
@@ -20,6 +23,8 @@ use crate::kit::Seat;
 
 /// Pieces asked about in one call.
 const WINDOW: usize = 65_536;
+/// Pieces passed on in one message at most.
+const BATCH: usize = 1024;
 /// How long connecting and the first response headers may take.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -68,31 +73,56 @@ impl WatchArgs {
                 interested_piece_numbers: window.to_vec(),
             };
             let opened = tokio::time::timeout(OPEN_DEADLINE, client.sync_pieces(request)).await;
-            let mut stream = match opened {
+            let stream = match opened {
                 Ok(Ok(response)) => response.into_inner(),
                 Ok(Err(status)) => return FromParent::Lost(format!("SyncPieces: {}", status.message())),
                 Err(_) => return FromParent::Lost("SyncPieces: no answer in time".to_owned()),
             };
             self.seat.show(format!("following {}", self.parent.grpc));
-            loop {
-                match stream.message().await {
-                    Ok(Some(piece)) => {
-                        if let Some(wrong) = self.mismatch(piece.number, piece.offset, piece.length) {
-                            return FromParent::Mismatch(wrong);
-                        }
-                        let ip = piece.ip.parse::<std::net::IpAddr>().ok().map(|ip| ip.to_canonical());
-                        let port = piece
-                            .tcp_port
-                            .and_then(|port| u16::try_from(port).ok())
-                            .filter(|port| *port != 0);
-                        self.say(FromParent::Has(vec![piece.number]), ip.zip(port).map(SocketAddr::from));
-                    }
-                    Ok(None) => break,
-                    Err(status) => return FromParent::Lost(format!("SyncPieces: {}", status.message())),
-                }
+            if let Err(end) = self.follow(window, stream).await {
+                return end;
             }
         }
         FromParent::Ended
+    }
+
+    /// Passes on what the parent says of one window, many pieces at a time where they come fast. Every piece is passed
+    /// on once, whatever the parent repeats: that bounds the supervisor's mailbox.
+    async fn follow(&self, window: &[u32], stream: Streaming<SyncPiecesResponse>) -> Result<(), FromParent> {
+        let idle = self.engine.config.download.collected_piece_timeout;
+        let lost = |why: &str| FromParent::Lost(format!("SyncPieces: {why}"));
+        let mut awaited: HashSet<u32> = window.iter().copied().collect();
+        let mut batches = stream.ready_chunks(BATCH);
+        loop {
+            let next = tokio::time::timeout(idle, batches.next()).await;
+            let next = next.map_err(|_| lost(&format!("no word of a piece for {} s", idle.as_secs())))?;
+            let Some(batch) = next else { return Ok(()) };
+            let (mut numbers, mut vortex, mut end) = (Vec::with_capacity(batch.len()), None, None);
+            for piece in batch {
+                let piece = match piece {
+                    Ok(piece) => piece,
+                    Err(status) => {
+                        end = Some(lost(status.message()));
+                        break;
+                    }
+                };
+                if let Some(wrong) = self.mismatch(piece.number, piece.offset, piece.length) {
+                    return Err(FromParent::Mismatch(wrong));
+                }
+                let ip = piece.ip.parse::<std::net::IpAddr>().ok().map(|ip| ip.to_canonical());
+                let port = piece.tcp_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+                vortex = ip.zip(port).map(SocketAddr::from).or(vortex);
+                if awaited.remove(&piece.number) {
+                    numbers.push(piece.number);
+                }
+            }
+            if !numbers.is_empty() {
+                self.say(FromParent::Has(numbers), vortex);
+            }
+            if let Some(end) = end {
+                return Err(end);
+            }
+        }
     }
 
     fn mismatch(&self, number: u32, offset: u64, length: u64) -> Option<String> {
@@ -134,10 +164,4 @@ impl Actor for ParentWatch {
         myself.stop(None);
         Ok(())
     }
-}
-
-/// Names a watch's parent; used when a watch crashes.
-#[must_use]
-pub fn crashed(parent: PeerId) -> TaskMsg {
-    TaskMsg::Parent(parent, FromParent::Lost("watch crashed".to_owned()), None)
 }

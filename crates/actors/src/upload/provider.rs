@@ -24,8 +24,12 @@ impl PieceProvider for Provider {
                 let Some(content) = engine.store.get(&key) else { return Ok(None) };
                 let mut changes = content.changes();
                 changes.mark_unchanged();
-                let found = tokio::task::block_in_place(|| content.piece(piece));
-                if let Some(found) = found.map_err(|why| ProviderError(why.to_string()))? {
+                let found = tokio::task::block_in_place(|| content.piece(piece)).map_err(|why| {
+                    tracing::warn!(%key, piece, %why, "cannot serve a piece");
+                    // The child needs no local paths.
+                    ProviderError("the parent cannot read it; ask another".to_owned())
+                })?;
+                if let Some(found) = found {
                     return Ok(Some(Served {
                         content: found.content.clone(),
                         offset: found.offset,
@@ -38,7 +42,13 @@ impl PieceProvider for Provider {
                         guard: Box::new((found, engine.uploads.begin(&key))),
                     }));
                 }
-                let Some(over) = engine.live.until_over(&key) else { return Ok(None) };
+                let Some(over) = engine.live.until_over(&key) else {
+                    // The supervisor may have stored it and ended since the look.
+                    if content.has(piece) {
+                        continue;
+                    }
+                    return Ok(None);
+                };
                 tokio::select! {
                     changed = changes.changed() => if changed.is_err() { return Ok(None) },
                     () = over.cancelled() => {

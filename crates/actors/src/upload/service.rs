@@ -1,13 +1,12 @@
 //! dfdaemon.v2.DfdaemonUpload: what schedulers and other daemons ask of this host.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use damselfly_api::common::v2 as common;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::dfdaemon_upload_server::DfdaemonUpload;
-use damselfly_core::{Kind, TaskId, TaskKey};
+use damselfly_core::{Geometry, Kind, PieceSet, PieceSpan, TaskId, TaskKey};
 use damselfly_storage::TaskContent;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +14,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::engine::{Engine, Ports};
+use crate::host::Meters;
 use crate::local::stat;
 use crate::request;
 
@@ -51,56 +51,94 @@ struct Sync {
     ports: Ports,
     key: TaskKey,
     content: Arc<TaskContent>,
-    interest: VecDeque<u32>,
     tx: mpsc::Sender<Result<dfdaemon::SyncPiecesResponse, Status>>,
 }
 
+/// What a child still wants to hear of.
+enum Interest {
+    /// As it asked, in its order: the number of pieces is not known yet.
+    Asked(Vec<u32>),
+    /// Pieces that were not held when it asked.
+    Open { geometry: Geometry, pieces: PieceSet },
+}
+
 impl Sync {
-    /// Sends every piece of interest that is held now; false when the child is gone.
-    async fn send_held(&mut self) -> bool {
-        let Some(geometry) = self.content.meta().geometry else { return true };
-        let held = self.content.pieces();
-        let mut later = VecDeque::with_capacity(self.interest.len());
-        for number in std::mem::take(&mut self.interest) {
-            let Some(span) = geometry.piece(number) else { continue };
-            if !held.contains(number) {
-                later.push_back(number);
-                continue;
-            }
-            let piece = dfdaemon::SyncPiecesResponse {
-                number,
-                offset: span.offset,
-                length: span.length,
-                ip: self.engine.identity.ip.to_string(),
-                tcp_port: Some(self.ports.vortex.port().into()),
-                quic_port: None,
-            };
-            if self.tx.send_timeout(Ok(piece), STALLED).await.is_err() {
-                return false;
-            }
-        }
-        self.interest = later;
-        true
+    async fn send(&self, span: PieceSpan) -> Result<(), Gone> {
+        let piece = dfdaemon::SyncPiecesResponse {
+            number: span.number,
+            offset: span.offset,
+            length: span.length,
+            ip: self.engine.identity.ip.to_string(),
+            tcp_port: Some(self.ports.vortex.port().into()),
+            quic_port: None,
+        };
+        self.tx.send_timeout(Ok(piece), STALLED).await.map_err(|_| Gone)
     }
 
-    /// Open only while a supervisor lives here: its end means "nothing more here".
-    async fn run(mut self) {
+    /// Sends every piece of interest that is held now and was not sent; returns what is left.
+    async fn send_held(&self, interest: Interest) -> Result<Interest, Gone> {
+        match interest {
+            Interest::Asked(asked) => {
+                let Some(geometry) = self.content.geometry() else { return Ok(Interest::Asked(asked)) };
+                let (held, mut pieces) = (self.content.pieces(), PieceSet::new(geometry.piece_count()));
+                for number in &asked {
+                    pieces.insert(*number);
+                }
+                for number in asked {
+                    if held.contains(number)
+                        && pieces.remove(number)
+                        && let Some(span) = geometry.piece(number)
+                    {
+                        self.send(span).await?;
+                    }
+                }
+                Ok(Interest::Open { geometry, pieces })
+            }
+            Interest::Open { geometry, mut pieces } => {
+                // 64 pieces at a time are looked at, and only those that are new are touched one by one.
+                let new: Vec<u32> = self.content.pieces().common_from(&pieces, 0).collect();
+                for number in new {
+                    pieces.remove(number);
+                    if let Some(span) = geometry.piece(number) {
+                        self.send(span).await?;
+                    }
+                }
+                Ok(Interest::Open { geometry, pieces })
+            }
+        }
+    }
+
+    /// Open only while a supervisor lives here and the content stays the same: its end means "nothing more here".
+    async fn run(self, asked: Vec<u32>) {
         let mut changes = self.content.changes();
         let over = self.engine.live.until_over(&self.key);
+        let generation = self.content.meta().generation;
+        let (mut interest, mut most) = (Interest::Asked(asked), 0);
         loop {
             changes.mark_unchanged();
-            if !self.send_held().await || self.interest.is_empty() {
+            let Ok(left) = self.send_held(interest).await else { return };
+            if matches!(&left, Interest::Open { pieces, .. } if pieces.is_empty()) {
                 return;
             }
+            interest = left;
             let Some(over) = over.as_ref().filter(|over| !over.is_cancelled()) else { return };
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = over.cancelled() => {}
                 () = self.tx.closed() => return,
             }
+            // Pieces go only when one was wrong, or all of them with their generation or with the task.
+            let held = self.content.pieces().len();
+            if held < most && self.content.meta().generation != generation {
+                return;
+            }
+            most = held;
         }
     }
 }
+
+/// The child is gone, or takes nothing.
+struct Gone;
 
 #[tonic::async_trait]
 impl DfdaemonUpload for UploadService {
@@ -151,10 +189,9 @@ impl DfdaemonUpload for UploadService {
         let content = content.filter(|_| !self.engine.config.upload.disable_shared);
         let content = content.ok_or_else(|| Status::internal(format!("task {} not found", key.id)))?;
         let (tx, rx) = mpsc::channel(QUEUE);
-        let interest = request.interested_piece_numbers.into();
-        let sync = Sync { engine: Arc::clone(&self.engine), ports: self.ports, key, content, interest, tx };
+        let sync = Sync { engine: Arc::clone(&self.engine), ports: self.ports, key, content, tx };
         // Ends with the child, the task or the last piece.
-        tokio::spawn(sync.run());
+        tokio::spawn(sync.run(request.interested_piece_numbers));
         let mut response = Response::new(Box::pin(ReceiverStream::new(rx)) as BoxStream<_>);
         response.metadata_mut().insert("x-damselfly", tonic::metadata::MetadataValue::from_static("1"));
         Ok(response)
@@ -165,16 +202,21 @@ impl DfdaemonUpload for UploadService {
         _request: Request<dfdaemon::SyncHostRequest>,
     ) -> Result<Response<BoxStream<common::Host>>, Status> {
         let (tx, rx) = mpsc::channel(1);
-        let engine = Arc::clone(&self.engine);
+        let (engine, meters) = (Arc::clone(&self.engine), Meters::new(self.engine.identity.ip));
+        // Ends with the caller.
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(SAMPLE);
+            // The first tick comes at once and begins the first sample.
+            ticks.tick().await;
+            let _begun = meters.traffic();
             loop {
                 tokio::select! {
                     _ = ticks.tick() => {}
                     () = tx.closed() => return,
                 }
+                let traffic = meters.traffic();
                 let host = common::Host {
-                    network: Some(crate::host::network(&engine.config)),
+                    network: Some(meters.network(engine.config.upload.bandwidth_limit, traffic)),
                     ..common::Host::default()
                 };
                 if tx.send_timeout(Ok(host), STALLED).await.is_err() {

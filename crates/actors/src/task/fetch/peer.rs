@@ -8,7 +8,7 @@ use damselfly_core::{Class, Crc, PieceSpan};
 use tokio::time::Instant;
 
 use super::{FetchArgs, failure, storage_failure, write_failure};
-use crate::connections::ConnectionsMsg;
+use crate::connections::{ConnectionsMsg, Lent};
 use crate::task::wire::Parent;
 
 /// How long a lane may take to come: dialling is bounded by the pool itself, this bounds waiting for it.
@@ -26,12 +26,14 @@ pub(super) async fn fetch(
         .vortex
         .ok_or_else(|| failure(FailureKind::Retry { after: None }, "parent named no piece port"))?;
     let key = args.content.key();
-    let lane = lane(args, address, parent.ours).await?;
-    let ticket = lane
+    let lent = lane(args, address, parent.ours).await?;
+    // Before the request: an answer that nobody can take would break the lane for those behind it.
+    let slot = || if hedge { args.content.scratch(span.number) } else { args.content.slot(span.number) };
+    let mut slot = tokio::task::block_in_place(slot).map_err(|why| storage_failure(&why))?;
+    let ticket = lent
         .request(key.kind, &key.id, span)
         .map_err(|why| from_parent(address, &why.to_string(), why.class()))?;
-    let mut slot = if hedge { args.content.scratch(span.number) } else { args.content.slot(span.number) }
-        .map_err(|why| storage_failure(&why))?;
+    drop(lent);
     let mut body = args.or_cancelled(ticket.response()).await?.map_err(|why| fetch_failure(address, &why))?;
     let promised = body.crc();
     let mut buffer = args.or_cancelled(args.engine.buffers.acquire()).await?;
@@ -63,11 +65,7 @@ pub(super) async fn fetch(
     Ok(())
 }
 
-async fn lane(
-    args: &FetchArgs,
-    address: SocketAddr,
-    ours: bool,
-) -> Result<damselfly_transport::tcp::Lane, Failure> {
+async fn lane(args: &FetchArgs, address: SocketAddr, ours: bool) -> Result<Lent, Failure> {
     let asked =
         args.engine.connections.ask(LANE_DEADLINE, |reply| ConnectionsMsg::Lease { address, ours, reply });
     match args.or_cancelled(asked).await? {

@@ -1,0 +1,221 @@
+//! Serving gRPC: one way for the network and for the unix socket.
+//!
+//! Not tonic's server, for what that one does between the socket and the services: it gives a call that names a
+//! `grpc-timeout` no longer than that until its response begins, and Dragonfly's clients put 10 s on calls that wait for
+//! an origin. Here only the caller's own patience counts.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use damselfly_transport::TokenBucket;
+use damselfly_transport::local::Caller;
+use http::Request as HttpRequest;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tower::ServiceExt as _;
+
+use crate::config::RequestLimit;
+
+/// Connections from the network served at a time; one more waits unaccepted.
+const MAX_CONNECTIONS: usize = 4096;
+/// How long to wait before accepting again when the process is out of descriptors or memory.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// How long open streams may go on after the stop. Most end by themselves, because what they tell of has ended.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// What a server grants each of its connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// Calls under way.
+    pub(crate) streams: u32,
+    /// Bytes that one call may keep in flight; a connection twice as many.
+    pub(crate) window: u32,
+    /// Bytes in one frame.
+    pub(crate) frame: u32,
+    /// Whether silent callers are asked if they still live.
+    pub(crate) keep_alive: bool,
+}
+
+/// For other hosts: a host that fetches thousands of tasks follows each with a call of its own on one connection, and
+/// nobody sends content here.
+pub(crate) const NETWORK: Terms =
+    Terms { streams: 16_384, window: 64 << 10, frame: 16 << 10, keep_alive: true };
+
+/// For programs on this host: few calls, content, small beside the byte budget.
+pub(crate) const LOCAL: Terms = Terms { streams: 256, window: 4 << 20, frame: 1 << 20, keep_alive: false };
+
+/// Refuses what comes faster than a configured rate.
+#[derive(Debug)]
+struct Gate {
+    rate: TokenBucket,
+    waiting: Semaphore,
+    limit: RequestLimit,
+}
+
+impl Gate {
+    /// Waits its turn: at most as long as those who may wait before it take at that rate.
+    async fn pass(&self) -> Result<(), Status> {
+        let Ok(_waiting) = self.waiting.try_acquire() else {
+            return Err(Status::resource_exhausted(format!(
+                "server is overloaded: more than {} requests per second; try again later, or raise requestRateLimit",
+                self.limit.rate
+            )));
+        };
+        self.rate.acquire(1).await;
+        Ok(())
+    }
+}
+
+async fn gate(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    // A daemon that is busy is healthy all the same: schedulers that took it for dead would make matters worse.
+    if !request.uri().path().starts_with("/grpc.health.v1.Health/")
+        && let Err(status) = gate.pass().await
+    {
+        return status.into_http();
+    }
+    next.run(request).await
+}
+
+/// Puts a limit of requests before a server's services, where one is configured.
+pub(crate) fn limited(router: Router, limit: Option<RequestLimit>) -> Router {
+    let Some(limit) = limit else { return router };
+    let (rate, waiting) = (TokenBucket::new(Some(limit.rate)), Semaphore::new(limit.waiting));
+    router.layer(middleware::from_fn_with_state(Arc::new(Gate { rate, waiting, limit }), gate))
+}
+
+/// Accepts connections from the network and serves them until `stop`.
+pub(crate) async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    // Without it small answers wait for each other; the connection works all the same.
+                    drop(stream.set_nodelay(true));
+                    connections.spawn(serve(stream, None, router.clone(), NETWORK, stop.clone()));
+                }
+                Err(why) => refused(&why).await,
+            },
+            Some(_) = connections.join_next() => {}
+            () = stop.cancelled() => break,
+        }
+    }
+    drop(listener);
+    drain(connections).await;
+}
+
+async fn refused(why: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
+    if !matches!(why.kind(), ConnectionAborted | ConnectionReset | Interrupted | WouldBlock) {
+        tracing::warn!(%why, "cannot accept a gRPC connection; trying again shortly");
+        tokio::time::sleep(ACCEPT_BACKOFF).await;
+    }
+}
+
+/// Lets connections that were told to stop end; what stays open too long is cut off.
+pub(crate) async fn drain(mut connections: JoinSet<()>) {
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, ended).await.is_err() {
+        tracing::debug!(open = connections.len(), "gRPC connections cut off at shutdown");
+        connections.shutdown().await;
+    }
+}
+
+/// Serves one connection until its caller hangs up, or `stop` and the last answer. The caller, where there is one that
+/// is known, travels with every request.
+pub(crate) async fn serve<S>(
+    stream: S,
+    caller: Option<Arc<Caller>>,
+    router: Router,
+    terms: Terms,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = hyper::service::service_fn(move |mut request: HttpRequest<Incoming>| {
+        if let Some(caller) = &caller {
+            request.extensions_mut().insert(Arc::clone(caller));
+        }
+        router.clone().oneshot(request.map(Body::new))
+    });
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(terms.window)
+        .initial_connection_window_size(2 * terms.window)
+        .max_frame_size(terms.frame)
+        .max_concurrent_streams(terms.streams)
+        .max_send_buf_size(1 << 20);
+    if terms.keep_alive {
+        builder
+            .keep_alive_interval(Some(Duration::from_secs(300)))
+            .keep_alive_timeout(Duration::from_secs(20));
+    }
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(why) = ended {
+        tracing::debug!(%why, "gRPC connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::post;
+    use http::StatusCode;
+
+    use super::*;
+
+    async fn status(router: &Router, path: &str) -> Option<String> {
+        let request = HttpRequest::post(path).body(Body::empty()).unwrap();
+        let response = router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        response.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_owned())
+    }
+
+    fn router() -> Router {
+        let answer = || async { "" };
+        Router::new().route("/x/Call", post(answer)).route("/grpc.health.v1.Health/Check", post(answer))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_too_fast_waits_and_what_does_not_fit_is_refused() {
+        let limited = limited(router(), Some(RequestLimit { rate: 10, waiting: 2 }));
+        let started = tokio::time::Instant::now();
+        let mut calls = JoinSet::new();
+        for _ in 0..4 {
+            let router = limited.clone();
+            calls.spawn(async move { status(&router, "/x/Call").await });
+        }
+        let answers = calls.join_all().await;
+        let refused = answers.iter().flatten().filter(|status| *status == "8").count();
+        assert_eq!((answers.len(), refused), (4, 1), "{answers:?}");
+        assert!(started.elapsed() >= Duration::from_millis(100), "{:?}", started.elapsed());
+        assert_eq!(status(&limited, "/grpc.health.v1.Health/Check").await, None);
+    }
+
+    #[tokio::test]
+    async fn without_a_limit_nothing_is_refused() {
+        let free = limited(router(), None);
+        for _ in 0..100 {
+            assert_eq!(status(&free, "/x/Call").await, None);
+        }
+    }
+}
