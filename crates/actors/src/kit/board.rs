@@ -36,6 +36,7 @@ impl Table {
     fn change<T>(&self, change: impl FnOnce(&mut Seats) -> T) -> T {
         let mut seats = self.seats.lock();
         let changed = change(&mut seats);
+        // In the order of the changes. Whoever follows must not lock the seats while it borrows the number.
         self.taken.send_replace(seats.taken.len());
         changed
     }

@@ -28,6 +28,8 @@ struct Follower<'a> {
     was_complete: bool,
     confirmed: bool,
     story: Option<Story>,
+    /// What the client was told of a version that is void now.
+    former: Option<(Geometry, ByteRange)>,
     origin_bytes: u64,
     local_bytes: u64,
     parents: BTreeMap<PeerId, Share>,
@@ -53,6 +55,8 @@ struct Story {
 
 pub(super) async fn deliver(args: &StreamArgs) -> Result<(), Status> {
     let content = args.open()?;
+    // Looked at before joining: from then on the task's progress says where each piece comes from.
+    let (was_complete, held) = (content.is_complete(), content.pieces());
     let asked = args
         .engine
         .tasks
@@ -60,7 +64,6 @@ pub(super) async fn deliver(args: &StreamArgs) -> Result<(), Status> {
     let joined = asked.await.map_err(|why| Status::unavailable(why.to_string()))?;
     let membership = joined.map_err(|why| Status::resource_exhausted(why.to_string()))?;
     args.seat.show(format!("waiting for the task, as {}", membership.peer_id));
-    let was_complete = content.is_complete();
     let mut follower = Follower {
         args,
         content,
@@ -69,11 +72,12 @@ pub(super) async fn deliver(args: &StreamArgs) -> Result<(), Status> {
         was_complete,
         confirmed: false,
         story: None,
+        former: None,
         origin_bytes: 0,
         local_bytes: 0,
         parents: BTreeMap::new(),
     };
-    follower.tell_what_is_held().await?;
+    follower.tell_held(&held).await?;
     loop {
         let event = follower.membership.events.next().await;
         if follower.take(event).await? {
@@ -87,12 +91,13 @@ impl Follower<'_> {
     async fn take(&mut self, event: ProgressEvent) -> Result<bool, Status> {
         let me = self.membership.client;
         match event {
-            ProgressEvent::Learned => self.tell_what_is_held().await?,
+            ProgressEvent::Learned => self.begin(None).await?,
             ProgressEvent::Verified { piece, source, cost } => self.verified(piece, &source, cost).await?,
             ProgressEvent::NewGeneration(_) => self.renew()?,
             ProgressEvent::Ready(client, range) if client == me => {
                 self.begin(Some(range)).await?;
-                self.tell_what_is_held().await?;
+                let held = self.content.pieces();
+                self.tell_held(&held).await?;
                 return Ok(true);
             }
             ProgressEvent::Failed(client, why) if client == me => return Err(verdict::status_of(&why)),
@@ -132,10 +137,13 @@ impl Follower<'_> {
         };
         let told = PieceSet::new(geometry.piece_count());
         self.story = Some(Story { geometry, range: resolved, pieces, told, next: resolved.start });
-        if self.args.telling == Telling::Silent {
-            return Ok(());
+        match self.former {
+            _ if self.args.telling == Telling::Silent => Ok(()),
+            None => self.args.send(Item::Started(started)).await,
+            Some(former) if former == (geometry, resolved) => Ok(()),
+            // A client compares every piece with the geometry it was told: that cannot be mended.
+            Some(_) => Err(changed()),
         }
-        self.args.send(Item::Started(started)).await
     }
 
     /// A task that was fetched with request headers is shown only to those whom the origin lets in.
@@ -163,11 +171,10 @@ impl Follower<'_> {
         }
     }
 
-    /// Tells every wanted piece that storage holds and that was not told yet.
-    async fn tell_what_is_held(&mut self) -> Result<(), Status> {
+    /// Tells every wanted piece that storage held without this client's doing and that was not told yet.
+    async fn tell_held(&mut self, held: &PieceSet) -> Result<(), Status> {
         self.begin(None).await?;
         let Some(story) = &self.story else { return Ok(()) };
-        let held = self.content.pieces();
         let untold: Vec<u32> = story
             .pieces
             .clone()
@@ -276,12 +283,11 @@ impl Follower<'_> {
             Telling::Ordered => story.next > story.range.start,
             Telling::Pieces { content: false } | Telling::Silent => false,
         };
-        // A client that was told the geometry compares every piece with it, so a changed one cannot be mended either.
-        if gave_content || self.args.telling != Telling::Silent {
-            return Err(Status::aborted(
-                "the content changed at the origin while it was being downloaded; try again",
-            ));
+        if gave_content {
+            return Err(changed());
         }
+        // Its pieces are told again; clients take the repetition.
+        self.former = Some((story.geometry, story.range));
         self.story = None;
         (self.origin_bytes, self.local_bytes) = (0, 0);
         self.parents.clear();
@@ -351,6 +357,10 @@ impl Follower<'_> {
             ..Receipt::default()
         }
     }
+}
+
+fn changed() -> Status {
+    Status::aborted("the content changed at the origin while it was being downloaded; try again")
 }
 
 /// `length` bytes of `content` from byte `skip`.

@@ -138,9 +138,9 @@ impl Download {
                 if end_to_end && attempt.shape == Shape::First && attempt.piece.take().is_some() {
                     attempt.shape = Shape::Stream;
                 }
-                if !self.clients.is_empty() {
-                    self.on_learned(learned);
-                }
+                // Even when nobody waits any more: the piece that comes with it must find its place, and the next client
+                // may join before it does.
+                self.on_learned(learned);
             }
             FromAttempt::Stored { piece, crc, cost } => self.on_stored(id, piece, crc, cost),
             FromAttempt::Ended { geometry, crcs } => {

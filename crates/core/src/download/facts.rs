@@ -217,10 +217,14 @@ impl Download {
     /// The content is another version. Attempts at the old one are cancelled, and its parents forgotten: what they hold
     /// is the old version as far as we know.
     pub(super) fn begin_restart(&mut self, validator: Validator, adopt: Option<Facts>) {
-        if self.restart.is_some() || self.clients.is_empty() {
+        if self.restart.is_some() {
             return;
         }
         self.cancel_all();
+        if self.clients.is_empty() {
+            // Whoever comes next finds out anew.
+            return;
+        }
         self.forget_parents();
         self.restarts += 1;
         if self.restarts > self.config.max_restarts {
