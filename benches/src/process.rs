@@ -1,0 +1,138 @@
+//! Processes and what they cost.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::{BenchError, io};
+
+/// The unit of /proc/PID/stat: USER_HZ, which Linux fixes at 100 towards programs.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Fields of /proc/PID/stat from the process state on.
+fn stat(pid: &str) -> Result<Vec<f64>, BenchError> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(io("read CPU time"))?;
+    let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    Ok(rest.split(' ').map(|field| field.trim().parse().unwrap_or(0.0)).collect())
+}
+
+/// CPU seconds of a process, all threads.
+///
+/// # Errors
+/// When it is gone.
+pub fn cpu(pid: u32) -> Result<f64, BenchError> {
+    let fields = stat(&pid.to_string())?;
+    Ok((fields[11] + fields[12]) / TICKS_PER_SECOND)
+}
+
+/// CPU seconds of this process's children that were waited for.
+fn cpu_of_children() -> Result<f64, BenchError> {
+    let fields = stat("self")?;
+    Ok((fields[13] + fields[14]) / TICKS_PER_SECOND)
+}
+
+/// Resident bytes of a process that are its own (no page cache, no shared libraries).
+///
+/// # Errors
+/// When it is gone.
+pub fn anonymous_memory(pid: u32) -> Result<u64, BenchError> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).map_err(io("read memory"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or("0 kB");
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap_or(0) * 1024)
+}
+
+/// How long a command took, and its CPU seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Wall seconds.
+    pub wall: f64,
+    /// CPU seconds, user and system.
+    pub cpu: f64,
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn timed(command: &mut Command) -> Result<Cost, BenchError> {
+    let what = format!("{command:?}");
+    let before = cpu_of_children()?;
+    let began = Instant::now();
+    let output = command.stdin(Stdio::null()).output().map_err(io(&what))?;
+    let wall = began.elapsed().as_secs_f64();
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        return Err(BenchError::Failed(format!(
+            "{what}: {}: {}",
+            output.status,
+            String::from_utf8_lossy(&said)
+        )));
+    }
+    Ok(Cost { wall, cpu: cpu_of_children()? - before })
+}
+
+/// A process that runs until it is dropped.
+#[derive(Debug)]
+pub struct Running(Child);
+
+impl Running {
+    /// Starts it, its output discarded.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: &mut Command) -> Result<Self, BenchError> {
+        let what = format!("{command:?}");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        Ok(Self(child.map_err(io(what))?))
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Touches `bytes` of fresh memory in a process that then ends, so that the next to come finds it quickly.
+///
+/// # Errors
+/// When this program cannot be started once more.
+pub fn prefault(bytes: u64) -> Result<(), BenchError> {
+    let me = std::env::current_exe().map_err(io("find this program"))?;
+    timed(Command::new(me).arg("prefault").arg(bytes.to_string())).map(drop)
+}
+
+/// The body of the process that [`prefault`] starts.
+pub fn touch(bytes: u64) {
+    let mut memory = vec![0_u8; usize::try_from(bytes).unwrap_or(usize::MAX)];
+    for page in memory.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    std::hint::black_box(&memory);
+}
+
+/// Waits until `ready` says so, looking every millisecond: what is measured here has no event to wait for.
+///
+/// # Errors
+/// When it takes longer than `deadline`.
+pub async fn until(deadline: Duration, mut ready: impl AsyncFnMut() -> bool) -> Result<Duration, BenchError> {
+    let began = Instant::now();
+    let mut looks = tokio::time::interval(Duration::from_millis(1));
+    while !ready().await {
+        if began.elapsed() > deadline {
+            return Err(BenchError::Failed(format!("not ready within {deadline:?}")));
+        }
+        looks.tick().await;
+    }
+    Ok(began.elapsed())
+}
