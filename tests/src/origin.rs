@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use behaviour::{Behaviour, Gate, Trouble};
@@ -26,7 +27,8 @@ use crate::{Pattern, Waited, wait};
 pub struct OriginServer {
     addr: SocketAddr,
     shared: Arc<Shared>,
-    _running: DropGuard,
+    running: DropGuard,
+    ended: JoinHandle<()>,
 }
 
 /// One piece of content that the origin serves.
@@ -117,8 +119,17 @@ impl OriginServer {
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
         let stop = CancellationToken::new();
-        tokio::spawn(serve::accept(listener, Arc::clone(&shared), stop.clone()));
-        Ok(Self { addr, shared, _running: stop.drop_guard() })
+        let ended = tokio::spawn(serve::accept(listener, Arc::clone(&shared), stop.clone()));
+        Ok(Self { addr, shared, running: stop.drop_guard(), ended })
+    }
+
+    /// Ends it, connections and all, and returns once its port is free.
+    ///
+    /// # Panics
+    /// When it has panicked.
+    pub async fn kill(self) {
+        drop(self.running);
+        self.ended.await.expect("the origin served to its end");
     }
 
     /// Where it listens.

@@ -23,8 +23,9 @@ use damselfly_api::dfdaemon::v2::{
 use damselfly_core::task_id::{self, DEFAULT_FILTERED_QUERY_PARAMS, StandardInput};
 use damselfly_core::{Kind, TaskId, TaskKey};
 use tempfile::TempDir;
-use tonic::transport::Channel;
+use tokio::runtime::{Builder, Runtime};
 use tonic::Status;
+use tonic::transport::Channel;
 
 pub use call::Call;
 pub use parent::{FakeParent, Vice};
@@ -48,12 +49,12 @@ pub struct Setup {
     pub name: String,
 }
 
-/// One host: a daemon and its home.
+/// One host: a daemon and its home. The daemon has a runtime of its own, as it has a process of its own elsewhere.
 #[derive(Debug)]
 pub struct Host {
     home: PathBuf,
     setup: Setup,
-    daemon: Option<Daemon>,
+    running: Option<(Daemon, Runtime)>,
 }
 
 /// What one download told.
@@ -93,7 +94,8 @@ impl Host {
     /// # Errors
     /// As [`Daemon::start`].
     pub async fn start(home: &Path, setup: Setup) -> Result<Self, StartError> {
-        let mut host = Self { home: home.to_owned(), setup, daemon: None };
+        trace();
+        let mut host = Self { home: home.to_owned(), setup, running: None };
         host.restart().await?;
         Ok(host)
     }
@@ -122,7 +124,9 @@ impl Host {
             ..Overrides::default()
         };
         let directories = Directories::decide(0, |_| None, Some(&self.home)).expect("an absolute home");
-        Config::parse(&self.setup.yaml, Path::new("dfdaemon.yaml"), &overrides, directories).expect("valid YAML").config
+        Config::parse(&self.setup.yaml, Path::new("dfdaemon.yaml"), &overrides, directories)
+            .expect("valid YAML")
+            .config
     }
 
     /// Starts the daemon (again) on the same home.
@@ -131,7 +135,16 @@ impl Host {
     /// As [`Daemon::start`].
     pub async fn restart(&mut self) -> Result<(), StartError> {
         let options = DaemonOptions { faults: self.setup.faults.clone() };
-        self.daemon = Some(Daemon::start(self.config(), options).await?);
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+        let daemon =
+            runtime.spawn(Daemon::start(self.config(), options)).await.expect("no panic at the start");
+        match daemon {
+            Ok(daemon) => self.running = Some((daemon, runtime)),
+            Err(why) => {
+                end(runtime).await;
+                return Err(why);
+            }
+        }
         Ok(())
     }
 
@@ -141,7 +154,7 @@ impl Host {
     /// When it is down.
     #[must_use]
     pub fn daemon(&self) -> &Daemon {
-        self.daemon.as_ref().expect("the daemon runs")
+        &self.running.as_ref().expect("the daemon runs").0
     }
 
     /// Where its embedded scheduler answers.
@@ -154,16 +167,23 @@ impl Host {
     }
 
     /// Stops the daemon as its user would.
+    ///
+    /// # Panics
+    /// When stopping panics.
     pub async fn stop(&mut self) {
-        if let Some(daemon) = self.daemon.take() {
-            daemon.shutdown(damselfly_scheduler_client::Departure::ForGood, Duration::from_secs(5)).await;
+        if let Some((daemon, runtime)) = self.running.take() {
+            let departure = damselfly_scheduler_client::Departure::ForGood;
+            let stopping = runtime.spawn(daemon.shutdown(departure, Duration::from_secs(5)));
+            stopping.await.expect("no panic at the end");
+            end(runtime).await;
         }
     }
 
-    /// Ends the daemon without a farewell.
+    /// Ends the daemon as `kill -9` does: every task and every socket is gone at once, and nobody is told.
     pub async fn kill(&mut self) {
-        if let Some(daemon) = self.daemon.take() {
-            daemon.kill().await;
+        if let Some((daemon, runtime)) = self.running.take() {
+            end(runtime).await;
+            drop(daemon);
         }
     }
 
@@ -234,7 +254,19 @@ impl Host {
         let key = TaskKey { kind: Kind::Standard, id: task.clone() };
         let content = self.daemon().engine().store.get(&key).expect("the task is known");
         let changes = content.changes();
-        wait::following(changes, |_| content.pieces().len(), |held| *held >= count).await.map(drop)
+        wait::following(changes, || content.pieces().len(), |held| *held >= count).await.map(drop)
+    }
+
+    /// Waits until exactly `count` schedulers are healthy.
+    ///
+    /// # Errors
+    /// When that takes more than a minute.
+    pub async fn sees_schedulers(&self, count: usize) -> Result<(), Waited> {
+        let cluster = &self.daemon().engine().cluster;
+        let healthy = |all: &Vec<damselfly_scheduler_client::SchedulerInfo>| {
+            all.iter().filter(|scheduler| scheduler.healthy).count() == count
+        };
+        wait::following(cluster.changes(), || cluster.schedulers(), healthy).await.map(drop)
     }
 
     /// How many actors live.
@@ -250,7 +282,7 @@ impl Host {
     pub async fn idles(&self, actors: usize) -> Result<(), Waited> {
         let engine = self.daemon().engine();
         let seats = engine.board.changes();
-        let look = |_: &usize| (engine.live.len(), engine.board.snapshot());
+        let look = || (engine.live.len(), engine.board.snapshot());
         wait::following(seats, look, |(live, seats)| *live == 0 && seats.len() <= actors).await.map(drop)
     }
 
@@ -285,6 +317,33 @@ impl Host {
         }
         Ok(whole)
     }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // A test that failed does not wait.
+        if let Some((_, runtime)) = self.running.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Ends a runtime with all that runs on it.
+async fn end(runtime: Runtime) {
+    let ending = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(10)));
+    ending.await.expect("a runtime's end does not panic");
+}
+
+/// With `RUST_LOG` set, what the daemons log goes to standard error: for finding out why a test fails.
+fn trace() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let asked = std::env::var_os("RUST_LOG").is_some();
+    // A test that has a subscriber of its own keeps it.
+    drop(
+        asked.then(|| {
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init()
+        }),
+    );
 }
 
 /// A download as dfget makes one, without an output.

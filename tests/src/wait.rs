@@ -37,13 +37,15 @@ pub(crate) async fn until<T: Clone + Debug>(
 /// Waits until what `look` sees is as wished, looking again whenever `changes` does, and returns it.
 pub(crate) async fn following<C, T: Debug>(
     mut changes: watch::Receiver<C>,
-    look: impl Fn(&C) -> T,
+    look: impl Fn() -> T,
     is_so: impl Fn(&T) -> bool,
 ) -> Result<T, Waited> {
     let mut last = String::new();
     let found = time::timeout(DEADLINE, async {
         loop {
-            let seen = look(&changes.borrow_and_update());
+            // The value is not looked at under its own lock: what is looked at may lock otherwise.
+            changes.mark_unchanged();
+            let seen = look();
             if is_so(&seen) {
                 return Some(seen);
             }

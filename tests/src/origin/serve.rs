@@ -10,6 +10,7 @@ use damselfly_core::RangeSpec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::{Behaviour, Counts, Gate, Seen, Shared, Site};
 use crate::{Pattern, pace};
@@ -19,11 +20,12 @@ const STEP: usize = 64 << 10;
 /// Longest request head taken.
 const MAX_HEAD: usize = 64 << 10;
 
-/// Accepts until `stop`, which ends the connections too.
+/// Accepts until `stop`, which ends the connections too; they are gone when this returns.
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+    let connections = TaskTracker::new();
     loop {
         let stream = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 // A client that went away before it was accepted.
@@ -31,7 +33,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Can
             },
         };
         let (shared, stop) = (Arc::clone(&shared), stop.clone());
-        tokio::spawn(async move {
+        connections.spawn(async move {
             shared.total.send_modify(|total| {
                 total.connections += 1;
                 total.open += 1;
@@ -44,6 +46,9 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Can
             shared.total.send_modify(|total| total.open -= 1);
         });
     }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
 }
 
 async fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {

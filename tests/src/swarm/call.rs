@@ -25,13 +25,16 @@ impl Call {
     /// # Errors
     /// As the daemon ends the call; DEADLINE_EXCEEDED when nothing comes for [`PATIENCE`].
     pub async fn next(&mut self) -> Result<bool, Status> {
-        let late = |_| Status::deadline_exceeded(format!("the test lost its patience; so far: {}", self.told));
+        let late =
+            |_| Status::deadline_exceeded(format!("the test lost its patience; so far: {}", self.told));
         let message = time::timeout(PATIENCE, self.stream.message()).await.map_err(late)??;
         let Some(message) = message else { return Ok(false) };
         (self.told.task_id, self.told.peer_id) = (message.task_id, message.peer_id);
         match message.response {
             Some(Response::DownloadTaskStartedResponse(started)) => self.told.started = Some(started),
-            Some(Response::DownloadPieceFinishedResponse(finished)) => self.told.pieces.extend(finished.piece),
+            Some(Response::DownloadPieceFinishedResponse(finished)) => {
+                self.told.pieces.extend(finished.piece)
+            }
             None => {}
         }
         Ok(true)

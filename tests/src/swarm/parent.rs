@@ -124,6 +124,9 @@ impl DfdaemonUpload for News {
         request: Request<SyncPiecesRequest>,
     ) -> Result<Response<BoxStream<SyncPiecesResponse>>, Status> {
         let liar = Arc::clone(&self.0);
+        if liar.vice == Vice::Absent {
+            return Err(Status::internal("task not found"));
+        }
         let less = u64::from(liar.vice == Vice::WrongNews);
         let numbers = request.into_inner().interested_piece_numbers;
         let pieces = numbers.into_iter().filter(move |number| liar.held.contains(*number));
@@ -173,7 +176,8 @@ impl FakeParent {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let geometry = Geometry::derived(pattern.length).map_err(io::Error::other)?;
-        let (grpc, vortex) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
+        let (grpc, vortex) =
+            (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
         let (grpc_at, mut vortex_at) = (grpc.local_addr()?, vortex.local_addr()?);
         let mut proxy = None;
         if let Vice::Struck(strike) = vice {

@@ -34,7 +34,8 @@ impl TestScheduler {
     pub fn ring(count: usize) -> io::Result<Vec<Self>> {
         let listeners: Vec<TcpListener> =
             (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-        let addrs: Vec<SocketAddr> = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        let addrs: Vec<SocketAddr> =
+            listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let ring: Vec<String> = addrs.iter().map(ToString::to_string).collect();
         let all = addrs.into_iter().map(|addr| Self { addr, ring: ring.clone(), running: None });
         let mut all: Vec<Self> = all.collect();
@@ -77,10 +78,10 @@ impl TestScheduler {
     }
 
     /// Ends it without a farewell.
-    pub fn kill(&mut self) {
+    pub async fn kill(&mut self) {
         if let Some((runtime, service)) = self.running.take() {
             drop(service);
-            runtime.shutdown_background();
+            super::end(runtime).await;
         }
     }
 
@@ -88,14 +89,16 @@ impl TestScheduler {
     ///
     /// # Errors
     /// When its port cannot be bound.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.kill();
+    pub async fn restart(&mut self) -> io::Result<()> {
+        self.kill().await;
         self.serve(TcpListener::bind(self.addr)?, false)
     }
 }
 
 impl Drop for TestScheduler {
     fn drop(&mut self) {
-        self.kill();
+        if let Some((runtime, _)) = self.running.take() {
+            runtime.shutdown_background();
+        }
     }
 }

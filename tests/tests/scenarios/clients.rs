@@ -41,8 +41,10 @@ async fn clients_with_different_ranges_get_each_its_own() {
     let gate = Gate::closed();
     origin.set(&blob, Behaviour::held_by(&gate));
     // Two pieces are wanted by both.
-    let (one, other) = (ByteRange { start: 7, length: 2 * PIECE }, ByteRange { start: PIECE, length: 2 * PIECE });
-    let asked = |range: ByteRange, name| with_range(to_file(&blob.url, &host.path(name)), range.start, range.length);
+    let (one, other) =
+        (ByteRange { start: 7, length: 2 * PIECE }, ByteRange { start: PIECE, length: 2 * PIECE });
+    let asked =
+        |range: ByteRange, name| with_range(to_file(&blob.url, &host.path(name)), range.start, range.length);
     let open = async {
         gate.holds(1).await.unwrap();
         gate.open();
@@ -121,7 +123,10 @@ async fn digests_decide_whether_a_file_appears() {
     for round in 0..2 {
         let status = host.download(ask(&wrong, "wrong")).await.unwrap_err();
         let actual = blob.pattern.digest(Algorithm::Sha256);
-        assert!(status.message().contains(&wrong) && status.message().contains(&actual), "{round}: {status:?}");
+        assert!(
+            status.message().contains(&wrong) && status.message().contains(&actual),
+            "{round}: {status:?}"
+        );
         assert!(!host.path("wrong").exists());
     }
     for algorithm in [Algorithm::Sha256, Algorithm::Md5, Algorithm::Crc32, Algorithm::Blake3] {
