@@ -1,6 +1,7 @@
 //! dfctl: what a daemon is doing, and steering it.
 
 pub mod args;
+pub mod demo;
 mod status;
 mod task;
 mod tree;
@@ -23,7 +24,7 @@ use crate::units;
 /// Every call is answered from memory, deleting aside, which asks the scheduler.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Runs dfctl.
+/// Runs dfctl. The demonstration needs a multi-threaded runtime.
 pub async fn run(args: Args) -> Exit {
     match attempt(&args).await {
         Ok(text) => {
@@ -42,11 +43,21 @@ pub async fn run(args: Args) -> Exit {
     }
 }
 
+/// The runtime does not start.
+pub fn broken(why: &io::Error) -> Exit {
+    let failure = Failure::new("Starting Failed!", Exit::Failure, why);
+    failure.report().print(false);
+    failure.exit
+}
+
 /// Does what was asked and returns what to print.
 async fn attempt(args: &Args) -> Result<String, Failure> {
     let title = args.command.failure_title();
     let sink = if args.console { Sink::Stderr } else { Sink::Nothing };
     logging::init(sink, args.log_level).map_err(|why| Failure::new(title, Exit::Failure, why))?;
+    if let Command::Demo(demo) = &args.command {
+        return demo::run(demo).await;
+    }
     let daemon = endpoint::connect(args.endpoint.as_deref()).await?;
     let channel = daemon.channel;
     match &args.command {
@@ -85,6 +96,8 @@ async fn attempt(args: &Args) -> Result<String, Failure> {
             Ok(format!("cancelled {id}\n"))
         }
         Command::Limit { task, rate } => limit(channel, task, *rate, title).await,
+        // It has no daemon to ask.
+        Command::Demo(_) => Ok(String::new()),
     }
 }
 

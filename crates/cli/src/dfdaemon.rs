@@ -77,6 +77,14 @@ async fn attempt(args: &Args) -> Result<ExitCode, RunError> {
 
     let ending = signals.next().await;
     tracing::info!(signal = ending.name(), "ending in order; a second signal ends at once");
+    if !args.console {
+        // Uploads in flight may take a while to end, and the log is elsewhere.
+        let _printed = writeln!(
+            io::stderr().lock(),
+            "dfdaemon: {}, ending in order; a second signal ends at once",
+            ending.name()
+        );
+    }
     // Whoever stops a daemon mostly starts it again, and its content is still there. Schedulers that see nothing of it
     // for this long make its replicas good elsewhere.
     let departure = Departure::Restarting { back_within: repair_delay };

@@ -1,10 +1,13 @@
 //! dfget: one file, through the swarm, to an output that is complete or not there.
 
+mod alone;
 pub mod args;
 mod daemon;
 pub mod part;
+mod part_dir;
 pub mod plan;
 pub mod receipt;
+mod socket;
 mod stdout;
 mod story;
 mod ticker;
@@ -16,14 +19,17 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use self::args::Args;
-use self::plan::Plan;
+use self::alone::Alone;
+use self::args::{Args, DaemonUse};
+use self::plan::{Output, Plan};
 use self::receipt::{Delivery, Receipt};
 use self::ticker::Ticker;
+use crate::endpoint::Daemon;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Sink};
-use crate::signals::Signals;
+use crate::progress::Progress;
+use crate::signals::{Ending, Signals};
 use crate::{endpoint, units};
 
 /// After a signal the download is dropped at its next wait; a write that hangs longer than this is not waited for.
@@ -57,25 +63,36 @@ async fn attempt(args: &Args, to_stdout: bool) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|why| broken(&why))?;
     let started = Instant::now();
     let plan = Arc::new(Plan::new(args)?);
+    let timeout = tokio::time::sleep(plan.timeout);
+    tokio::pin!(timeout);
 
-    let mut work = tokio::spawn(download(args.clone(), plan.clone()));
-    let delivery = tokio::select! {
-        joined = &mut work => joined.map_err(|why| broken(&why))??,
+    let Reached { daemon, alone } = tokio::select! {
+        reached = reach(args, &plan) => reached?,
+        ending = signals.next() => return Err(ended_by(ending, false)),
+        () = &mut timeout => return Err(too_late(&plan, false)),
+    };
+    // Nothing is kept for stdout without a daemon.
+    let resumes = alone.is_none() || plan.output != Output::Stdout;
+    let mut work = tokio::spawn(download(args.no_progress || args.json, plan.clone(), daemon.clone()));
+    let outcome = tokio::select! {
+        joined = &mut work => joined.map_err(|why| broken(&why)).flatten(),
         ending = signals.next() => {
             stop(work).await;
-            let text = format!("ended by {}; run the same command again, it resumes", ending.name());
-            return Err(Failure::new(daemon::TITLE, ending.exit(), text));
+            Err(ended_by(ending, resumes))
         }
-        () = tokio::time::sleep(plan.timeout) => {
+        () = &mut timeout => {
             stop(work).await;
-            let text = format!(
-                "not finished within {} (--timeout); run the same command again, it resumes",
-                units::duration(plan.timeout)
-            );
-            return Err(Failure::new(daemon::TITLE, Exit::Timeout, text));
+            Err(too_late(&plan, resumes))
         }
     };
-    let receipt = Receipt { plan: &plan, delivery: &delivery, elapsed: started.elapsed() };
+    if let Some(alone) = alone {
+        tokio::select! {
+            () = alone.end(outcome.as_ref().err()) => {}
+            second = signals.next() => return Err(ended_by(second, resumes)),
+        }
+    }
+    let delivery = outcome?;
+    let receipt = Receipt { plan: &plan, delivery: &delivery, at: &daemon.at, elapsed: started.elapsed() };
     if args.json {
         print_json(&receipt.json(), to_stdout);
     } else {
@@ -85,10 +102,63 @@ async fn attempt(args: &Args, to_stdout: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn download(args: Args, plan: Arc<Plan>) -> Result<Delivery, Failure> {
-    let daemon = endpoint::connect(args.endpoint.as_deref()).await?;
-    let mut ticker = Ticker::new(&plan.name, args.no_progress || args.json);
-    daemon::run(&plan, &daemon, &mut ticker).await
+/// Who does the work.
+struct Reached {
+    daemon: Daemon,
+    alone: Option<Alone>,
+}
+
+async fn reach(args: &Args, plan: &Plan) -> Result<Reached, Failure> {
+    let note = |text: &str| {
+        if !args.json {
+            // Nobody is left to tell when stderr is closed.
+            let _printed = writeln!(io::stderr().lock(), "{text}");
+        }
+    };
+    let why = match args.daemon {
+        DaemonUse::Never => "--daemon never".to_owned(),
+        DaemonUse::Auto | DaemonUse::Require => match endpoint::connect(args.endpoint.as_deref()).await {
+            Ok(daemon) => {
+                if !plan.join.is_empty() {
+                    note("dfget: --join is ignored, the daemon has its own schedulers; see --daemon never");
+                }
+                return Ok(Reached { daemon, alone: None });
+            }
+            // Who names a socket means that daemon.
+            Err(why) if args.daemon == DaemonUse::Require || args.endpoint.is_some() => {
+                return Err(why.into());
+            }
+            Err(why) => why.tried(),
+        },
+    };
+    let alone = Alone::start(plan).await?;
+    note(&alone.note(&why, &plan.join));
+    Ok(Reached { daemon: alone.daemon(), alone: Some(alone) })
+}
+
+async fn download(quiet: bool, plan: Arc<Plan>, daemon: Daemon) -> Result<Delivery, Failure> {
+    fetch(&plan, &daemon, Progress::new(&plan.name, quiet)).await
+}
+
+/// Downloads through `daemon` as `plan` says.
+///
+/// # Errors
+/// What failed, ready to be reported. Nothing is left at the output.
+pub(crate) async fn fetch(plan: &Plan, daemon: &Daemon, progress: Progress) -> Result<Delivery, Failure> {
+    daemon::run(plan, daemon, &mut Ticker::new(progress)).await
+}
+
+const RESUMES: &str = "; run the same command again, it resumes";
+
+fn ended_by(ending: Ending, resumes: bool) -> Failure {
+    let hint = if resumes { RESUMES } else { "" };
+    Failure::new(daemon::TITLE, ending.exit(), format!("ended by {}{hint}", ending.name()))
+}
+
+fn too_late(plan: &Plan, resumes: bool) -> Failure {
+    let hint = if resumes { RESUMES } else { "; give it more time" };
+    let text = format!("not finished within {} (--timeout){hint}", units::duration(plan.timeout));
+    Failure::new(daemon::TITLE, Exit::Timeout, text)
 }
 
 /// Drops the download, and with it the call and the unfinished output.

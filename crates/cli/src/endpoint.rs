@@ -2,34 +2,38 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use damselfly_actors::config::client_sockets;
-use hyper_util::rt::TokioIo;
+use damselfly_transport::local;
 use thiserror::Error;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
 
 /// A unix socket connects at once or never; the time is for a daemon whose backlog is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Room for content in flight over the socket. Large frames are what makes it fast (measured: 256 frames of 16 KiB for
-/// each chunk cost two thirds of the speed).
-const STREAM_WINDOW: u32 = 8 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
-const MAX_FRAME: u32 = 1 << 20;
 
-/// An open connection to a daemon.
+/// An open connection to a daemon, or to the engine in this process.
 #[derive(Clone, Debug)]
 pub struct Daemon {
     /// The connection; cloning shares it.
     pub channel: Channel,
-    /// The socket it goes through.
-    pub socket: PathBuf,
+    /// Where it leads.
+    pub at: At,
+}
+
+/// Where a connection leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum At {
+    /// To the daemon at this socket.
+    Socket(PathBuf),
+    /// To the engine in this process, which is in the swarm of these schedulers.
+    Here(Vec<SocketAddr>),
 }
 
 /// No daemon could be reached.
@@ -37,6 +41,24 @@ pub struct Daemon {
 pub struct ConnectError {
     /// Every socket that was tried, and why it failed.
     tried: Vec<(PathBuf, io::Error)>,
+}
+
+impl ConnectError {
+    /// Where nobody answered, in few words.
+    #[must_use]
+    pub fn tried(&self) -> String {
+        let mut text = "none answers at ".to_owned();
+        for (index, (socket, why)) in self.tried.iter().enumerate() {
+            text.push_str(if index > 0 { " or " } else { "" });
+            text.push_str(&socket.display().to_string());
+            // That nothing is there, or nobody behind it, is what is usual.
+            if !matches!(why.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+                // A String takes every write.
+                let _written = write!(text, " ({why})");
+            }
+        }
+        text
+    }
 }
 
 impl std::fmt::Display for ConnectError {
@@ -64,7 +86,7 @@ pub async fn connect(explicit: Option<&Path>) -> Result<Daemon, ConnectError> {
     let mut tried = Vec::new();
     for socket in candidates(explicit) {
         match open(&socket, explicit.is_some()).await {
-            Ok(channel) => return Ok(Daemon { channel, socket }),
+            Ok(channel) => return Ok(Daemon { channel, at: At::Socket(socket) }),
             Err(why) => tried.push((socket, why)),
         }
     }
@@ -83,22 +105,13 @@ async fn open(socket: &Path, named: bool) -> io::Result<Channel> {
     if !named {
         refuse_strangers(socket)?;
     }
-    let stream =
-        tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(socket)).await.map_err(|_elapsed| {
-            io::Error::new(io::ErrorKind::TimedOut, "the daemon does not accept connections")
-        })??;
-    // The stream is already connected: tonic asks for it exactly once, because the channel never reconnects.
-    let mut stream = Some(TokioIo::new(stream));
-    Endpoint::from_static("http://[::]:50051")
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
-        .connect_with_connector(tower::service_fn(move |_uri| {
-            let stream = stream.take().ok_or_else(|| io::Error::other("the daemon closed the connection"));
-            std::future::ready(stream)
-        }))
-        .await
-        .map_err(io::Error::other)
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, local::connect(socket)).await;
+    match connected {
+        Ok(connected) => connected.map_err(|error| error.source),
+        Err(_elapsed) => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the daemon does not accept connections"))
+        }
+    }
 }
 
 /// In a shared temporary directory anybody could have made a directory of the expected name, to be sent URLs and tokens.

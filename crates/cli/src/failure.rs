@@ -70,12 +70,15 @@ pub struct Failure {
     pub details: Option<String>,
     /// What the origin said.
     pub origin: Option<Box<Backend>>,
+    /// What programs get instead of the fields above, where there is more to tell.
+    pub json: Option<Box<serde_json::Value>>,
 }
 
 impl Failure {
     /// A failure that this program noticed itself.
     pub fn new(title: &'static str, exit: Exit, message: impl ToString) -> Self {
-        Self { title, exit, message: message.to_string(), code: None, details: None, origin: None }
+        let message = message.to_string();
+        Self { title, exit, message, code: None, details: None, origin: None, json: None }
     }
 
     /// A failed call.
@@ -103,7 +106,7 @@ impl Failure {
         };
         let details = (origin.is_none() && !details.is_empty())
             .then(|| String::from_utf8_lossy(details).escape_debug().to_string());
-        Self { title, exit, message, code: Some(status.code()), details, origin }
+        Self { title, exit, message, code: Some(status.code()), details, origin, json: None }
     }
 
     /// The report for people.
@@ -128,6 +131,9 @@ impl Failure {
     /// The same for programs.
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
+        if let Some(json) = &self.json {
+            return serde_json::Value::clone(json);
+        }
         serde_json::json!({
             "ok": false,
             "exit_code": self.exit.code(),

@@ -1,6 +1,8 @@
 //! A download's progress on stderr: a bar on a terminal, a line every few seconds elsewhere.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -33,6 +35,7 @@ pub struct Progress {
 #[derive(Debug)]
 enum Shown {
     Bar(ProgressBar),
+    Elsewhere(Arc<AtomicU64>),
     Lines { next: Instant, last: (Instant, u64) },
     Nothing,
 }
@@ -57,6 +60,13 @@ impl Progress {
         Self { shown, name: name.to_owned(), started: now, total: None, done: 0 }
     }
 
+    /// Progress that somebody else shows, who reads the bytes done from `done`.
+    #[must_use]
+    pub fn elsewhere(done: Arc<AtomicU64>) -> Self {
+        let shown = Shown::Elsewhere(done);
+        Self { shown, name: String::new(), started: Instant::now(), total: None, done: 0 }
+    }
+
     /// The number of bytes to come is known.
     pub fn set_total(&mut self, total: u64) {
         self.total = Some(total);
@@ -71,16 +81,20 @@ impl Progress {
     /// `count` more bytes are there.
     pub fn add(&mut self, count: u64) {
         self.done += count;
-        if let Shown::Bar(bar) = &self.shown {
-            bar.inc(count);
+        match &self.shown {
+            Shown::Bar(bar) => bar.inc(count),
+            Shown::Elsewhere(done) => done.store(self.done, Ordering::Relaxed),
+            Shown::Lines { .. } | Shown::Nothing => {}
         }
     }
 
     /// Begins anew, because the download does.
     pub fn reset(&mut self) {
         self.done = 0;
-        if let Shown::Bar(bar) = &self.shown {
-            bar.reset();
+        match &self.shown {
+            Shown::Bar(bar) => bar.reset(),
+            Shown::Elsewhere(done) => done.store(0, Ordering::Relaxed),
+            Shown::Lines { .. } | Shown::Nothing => {}
         }
     }
 
@@ -111,7 +125,7 @@ impl Progress {
     pub fn suspend(&self, print: impl FnOnce()) {
         match &self.shown {
             Shown::Bar(bar) => bar.suspend(print),
-            Shown::Lines { .. } | Shown::Nothing => print(),
+            Shown::Elsewhere(_) | Shown::Lines { .. } | Shown::Nothing => print(),
         }
     }
 

@@ -3,9 +3,21 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use damselfly_cli::dfctl::{self, args::Args};
+use damselfly_cli::dfctl::args::{Args, Command};
+use damselfly_cli::dfctl::{self, demo};
+use tokio::runtime::Builder;
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> ExitCode {
-    dfctl::run(Args::parse()).await.into()
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut runtime = Builder::new_multi_thread();
+    if let Command::Demo(_) = args.command {
+        demo::without_proxies();
+    } else {
+        // One call is waited for.
+        runtime.worker_threads(1);
+    }
+    match runtime.enable_all().build() {
+        Ok(runtime) => runtime.block_on(dfctl::run(args)).into(),
+        Err(why) => dfctl::broken(&why).into(),
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use crate::logging::Level;
@@ -53,6 +54,28 @@ pub enum Command {
     /// The tasks on this host
     #[command(subcommand)]
     Task(TaskCommand),
+    /// Watch a swarm on this machine: an origin, a scheduler and some daemons distribute a generated file
+    Demo(Demo),
+}
+
+/// How the demonstration runs. It needs no daemon and leaves nothing behind.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Demo {
+    /// Bytes of the generated file
+    #[arg(long, default_value = "256MiB", value_name = "SIZE", value_parser = units::parse_size)]
+    pub size: ByteSize,
+
+    /// Daemons
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub hosts: u8,
+
+    /// Keep the daemons' files and say where they are
+    #[arg(long)]
+    pub keep: bool,
+
+    /// How to show it.
+    #[command(flatten)]
+    pub shown: Shown,
 }
 
 /// What dfctl does with tasks on this host.
@@ -93,7 +116,8 @@ impl Command {
     pub fn json(&self) -> bool {
         match self {
             Command::Status(shown)
-            | Command::Task(TaskCommand::Ls(shown) | TaskCommand::Stat { shown, .. }) => shown.json,
+            | Command::Task(TaskCommand::Ls(shown) | TaskCommand::Stat { shown, .. })
+            | Command::Demo(Demo { shown, .. }) => shown.json,
             _ => false,
         }
     }
@@ -110,6 +134,7 @@ impl Command {
             Command::Task(TaskCommand::Ls(_)) => "Listing Tasks Failed!",
             Command::Task(TaskCommand::Rm(_)) => "Removing Task Failed!",
             Command::Task(TaskCommand::Stat { .. }) => "Stating Failed!",
+            Command::Demo(_) => "Demo Failed!",
         }
     }
 }

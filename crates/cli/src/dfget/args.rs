@@ -11,45 +11,24 @@ use url::Url;
 use crate::logging::Level;
 use crate::{units, version};
 
-/// The query parameters that signed URLs carry: they differ between two requests for the same content.
-pub const FILTERED_QUERY_PARAMS: [&str; 30] = [
-    "X-Amz-Algorithm",
-    "X-Amz-Credential",
-    "X-Amz-Date",
-    "X-Amz-Expires",
-    "X-Amz-SignedHeaders",
-    "X-Amz-Signature",
-    "X-Amz-Security-Token",
-    "X-Amz-User-Agent",
-    "X-Goog-Algorithm",
-    "X-Goog-Credential",
-    "X-Goog-Date",
-    "X-Goog-Expires",
-    "X-Goog-SignedHeaders",
-    "X-Goog-Signature",
-    "OSSAccessKeyId",
-    "Expires",
-    "Signature",
-    "SecurityToken",
-    "AccessKeyId",
-    "X-Obs-Date",
-    "X-Obs-Security-Token",
-    "q-sign-algorithm",
-    "q-ak",
-    "q-sign-time",
-    "q-key-time",
-    "q-header-list",
-    "q-url-param-list",
-    "q-signature",
-    "x-cos-security-token",
-    "ns",
-];
+/// Whether a daemon does the work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum DaemonUse {
+    /// Where one answers; else this process downloads itself.
+    #[default]
+    Auto,
+    /// Without one the download fails.
+    Require,
+    /// This process downloads itself, whether one runs or not.
+    Never,
+}
 
 /// Downloads a file through the swarm.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "dfget", version = version::long(), about, max_term_width = 110)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon, 4 origin error, 5 digest mismatch, \
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon (with -e or --daemon require), 4 origin error, 5 digest mismatch, \
     6 no space, 7 timeout, 130 interrupted."
 )]
 pub struct Args {
@@ -129,6 +108,21 @@ pub struct Args {
     /// The daemon's socket [default: the user's, else /var/run/dragonfly/dfdaemon.sock]
     #[arg(short, long, value_name = "SOCKET")]
     pub endpoint: Option<PathBuf>,
+
+    /// auto: without a daemon dfget downloads itself; require: it fails; never: it does not look for one. A daemon
+    /// named with -e is required
+    #[arg(
+        long,
+        env = "DFGET_DAEMON",
+        default_value = "auto",
+        hide_possible_values = true,
+        value_name = "auto|require|never"
+    )]
+    pub daemon: DaemonUse,
+
+    /// Without a daemon: a scheduler whose swarm to join (repeatable, or separated by commas)
+    #[arg(long, env = "DFGET_JOIN", value_name = "HOST[:8002]")]
+    pub join: Vec<String>,
 
     /// What to log with --console
     #[arg(short, long, env = "DFGET_LOG_LEVEL", default_value = "info")]

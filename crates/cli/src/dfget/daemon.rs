@@ -1,24 +1,24 @@
-//! Downloads that a daemon performs: it writes the output, or sends the content through its socket.
+//! Downloads that a daemon performs: it writes the output, or else sends the content through its socket
+//! ([`super::socket`]).
 
 use std::path::Path;
 use std::time::Duration;
 
 use damselfly_api::common::v2::{Download, Piece};
+use damselfly_api::damselfly::v1::GetReceiptRequest;
 use damselfly_api::damselfly::v1::local_client::LocalClient;
-use damselfly_api::damselfly::v1::{GetReceiptRequest, ReadTaskRequest};
 use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
-use damselfly_api::dfdaemon::v2::read_persistent_cache_task_response::Response as Read;
 use damselfly_api::dfdaemon::v2::{DownloadTaskRequest, DownloadTaskResponse};
-use damselfly_core::{ByteRange, Crc};
+use damselfly_core::RangeSpec;
 use tonic::{Code, Request, Status, Streaming};
 use tracing::{debug, info};
 
-use super::part::Part;
 use super::plan::{FileOutput, Output, Plan};
 use super::receipt::{Delivery, Sources, Transfer};
+use super::socket;
 use super::story::{News, Story, StoryError};
 use super::ticker::Ticker;
-use crate::endpoint::Daemon;
+use crate::endpoint::{At, Daemon};
 use crate::exit::Exit;
 use crate::failure::{Failure, Reason};
 
@@ -47,12 +47,15 @@ enum ByDaemon {
 /// What failed, ready to be reported. Nothing is left at the output.
 pub(super) async fn run(plan: &Plan, daemon: &Daemon, ticker: &mut Ticker) -> Result<Delivery, Failure> {
     let output = match &plan.output {
-        Output::Stdout => return to_stdout(plan, daemon, ticker).await,
+        Output::Stdout => return socket::to_stdout(plan, daemon, ticker).await,
         Output::File(output) => output,
     };
-    let reason = if plan.through_socket {
-        let asked = plan.range == damselfly_core::RangeSpec::Whole;
-        if asked { "as asked" } else { "a range is written by dfget" }.to_owned()
+    let here = matches!(daemon.at, At::Here(_));
+    let reason = if plan.through_socket && !here {
+        "as asked".to_owned()
+    } else if plan.range != RangeSpec::Whole && !here {
+        // A daemon of Dragonfly's leaves the whole content's file, with holes.
+        "a range is written by dfget".to_owned()
     } else {
         match by_path(plan, output, daemon, ticker).await? {
             ByDaemon::Done(delivery) => return Ok(delivery),
@@ -63,7 +66,7 @@ pub(super) async fn run(plan: &Plan, daemon: &Daemon, ticker: &mut Ticker) -> Re
             }
         }
     };
-    through_socket(plan, output, daemon, ticker, reason).await
+    socket::to_file(plan, output, daemon, ticker, reason).await
 }
 
 /// The start of a download's answer.
@@ -73,7 +76,7 @@ struct Answer {
 }
 
 async fn ask(plan: &Plan, daemon: &Daemon, download: Download) -> Result<Answer, Status> {
-    // A piece with its content is one message, whatever its size.
+    // The start lists every piece.
     let mut client =
         DfdaemonDownloadClient::new(daemon.channel.clone()).max_decoding_message_size(usize::MAX);
     let mut request = Request::new(DownloadTaskRequest { download: Some(download) });
@@ -117,6 +120,7 @@ async fn by_path(
     };
     leftover.armed = !answer.ours && !output.existed;
     let mut story = Story::new(plan.range);
+    let mut length = 0;
     loop {
         let message = match ticker.beside(answer.stream.message()).await {
             Ok(Some(message)) => message,
@@ -131,7 +135,8 @@ async fn by_path(
         match story.take(message)? {
             News::Started(range) => {
                 log_start(&story, "path");
-                ticker.set_total(range.length);
+                length = range.length;
+                ticker.set_total(length);
             }
             News::Piece(piece) => {
                 log_piece(&piece);
@@ -143,7 +148,7 @@ async fn by_path(
     story.end()?;
     leftover.armed = false;
     match std::fs::metadata(&output.path) {
-        Ok(found) if found.len() == story.content_length => {}
+        Ok(found) if found.len() == length => {}
         Ok(found) => {
             return Err(Failure::new(
                 TITLE,
@@ -152,7 +157,7 @@ async fn by_path(
                     "{path} has {} bytes instead of {}: something else writes to it, or the daemon sees another file of \
                      this name; use --transfer-from-dfdaemon",
                     found.len(),
-                    story.content_length
+                    length
                 ),
             ));
         }
@@ -163,7 +168,7 @@ async fn by_path(
         }
     }
     let transfer = Transfer { mode: "path".to_owned(), reason: String::new() };
-    Ok(ByDaemon::Done(delivery(story.content_length, story, daemon, transfer).await))
+    Ok(ByDaemon::Done(delivery(length, story, daemon, transfer).await))
 }
 
 fn unsuitable(plan: &Plan, status: &Status) -> Result<ByDaemon, Failure> {
@@ -174,56 +179,7 @@ fn unsuitable(plan: &Plan, status: &Status) -> Result<ByDaemon, Failure> {
     Err(Failure::of_call(TITLE, status))
 }
 
-async fn through_socket(
-    plan: &Plan,
-    output: &FileOutput,
-    daemon: &Daemon,
-    ticker: &mut Ticker,
-    reason: String,
-) -> Result<Delivery, Failure> {
-    let download = Download { need_piece_content: true, overwrite: false, ..plan.download.clone() };
-    let failed = |status: Status| Failure::of_call(TITLE, &status);
-    let mut stream = ask(plan, daemon, download).await.map_err(failed)?.stream;
-    let mut story = Story::new(plan.range);
-    let mut writing: Option<(Part, ByteRange)> = None;
-    while let Some(message) = ticker.beside(stream.message()).await.map_err(failed)? {
-        match story.take(message)? {
-            News::Started(range) => {
-                ticker.set_total(range.length);
-                let part = tokio::task::block_in_place(|| {
-                    let part = Part::open(output, &story.task_id)?;
-                    part.allocate(range.length).map(|()| part)
-                })?;
-                log_start(&story, "stream");
-                writing = Some((part, range));
-            }
-            News::Piece(piece) => {
-                // `Story` lets no piece through before the start.
-                let Some((part, range)) = &writing else { continue };
-                let written = tokio::task::block_in_place(|| write_piece(part, *range, &piece))?;
-                log_piece(&piece);
-                ticker.add(written);
-            }
-            News::Repeated => {}
-        }
-    }
-    story.end()?;
-    let (part, range) = writing.ok_or(StoryError::NeverStarted)?;
-    tokio::task::block_in_place(|| {
-        if let Some(digest) = &plan.digest {
-            let computed = part.digest(digest.algorithm())?;
-            if !digest.matches(&computed) {
-                let text = format!("digest mismatch expected: {digest}, actual: {computed}");
-                return Err(Failure::new(TITLE, Exit::Digest, text));
-            }
-        }
-        part.finish().map_err(Failure::from)
-    })?;
-    let transfer = Transfer { mode: "stream".to_owned(), reason };
-    Ok(delivery(range.length, story, daemon, transfer).await)
-}
-
-fn log_start(story: &Story, transfer: &str) {
+pub(super) fn log_start(story: &Story, transfer: &str) {
     info!(
         task = story.task_id,
         peer = story.peer_id,
@@ -233,105 +189,12 @@ fn log_start(story: &Story, transfer: &str) {
     );
 }
 
-fn log_piece(piece: &Piece) {
+pub(super) fn log_piece(piece: &Piece) {
     debug!(piece = piece.number, length = piece.length, parent = piece.parent_id, "piece finished");
 }
 
-/// Checks a piece's content and writes the part of it that was asked for. Returns how much that was.
-fn write_piece(part: &Part, range: ByteRange, piece: &Piece) -> Result<u64, Failure> {
-    let wrong = |what: String| {
-        let text = format!("piece {} came from the daemon {what}; run the command again", piece.number);
-        Failure::new(TITLE, Exit::Failure, text)
-    };
-    let content = piece.content.as_deref().ok_or_else(|| wrong("without content".to_owned()))?;
-    if content.len() as u64 != piece.length {
-        return Err(wrong(format!("with {} bytes instead of {}", content.len(), piece.length)));
-    }
-    let digest = Crc::parse_piece_digest(&piece.digest).map_err(|why| wrong(format!("with a {why}")))?;
-    if let Some(expected) = digest {
-        let computed = Crc::of(content);
-        if computed != expected {
-            return Err(wrong(format!("damaged ({computed} instead of {expected})")));
-        }
-    }
-    let start = range.start.max(piece.offset);
-    let end = range.end().min(piece.offset.saturating_add(piece.length));
-    if start >= end {
-        return Ok(0);
-    }
-    let cut = |at: u64| usize::try_from(at - piece.offset).unwrap_or(content.len());
-    part.write_at(start - range.start, &content[cut(start)..cut(end)])?;
-    Ok(end - start)
-}
-
-async fn to_stdout(plan: &Plan, daemon: &Daemon, ticker: &mut Ticker) -> Result<Delivery, Failure> {
-    let mut client = LocalClient::new(daemon.channel.clone()).max_decoding_message_size(usize::MAX);
-    let mut request = Request::new(ReadTaskRequest { download: Some(plan.download.clone()) });
-    request.set_timeout(plan.timeout);
-    let failed = |status: Status| match status.code() {
-        Code::Unimplemented => Failure::new(
-            TITLE,
-            Exit::Failure,
-            "-O - needs Damselfly's dfdaemon, and the daemon at this socket is another; name an output file",
-        ),
-        _ => Failure::of_call(TITLE, &status),
-    };
-    let wrong = |text: &str| Failure::new(TITLE, Exit::Failure, text);
-    let mut stream = client.read_task(request).await.map_err(failed)?.into_inner();
-    let mut stdout = super::stdout::Stdout::open()?;
-    let (mut begun, mut ended) = (None, None);
-    let mut written = 0;
-    while let Some(message) = ticker.beside(stream.message()).await.map_err(failed)? {
-        match message.response {
-            Some(Read::Started(started)) => {
-                let range = started.content_length.map(|length| plan.range.resolve(length)).transpose();
-                let range = range.map_err(StoryError::from)?;
-                if let Some(range) = range {
-                    ticker.set_total(range.length);
-                }
-                begun = Some((started, range));
-            }
-            Some(Read::Chunk(_)) if begun.is_none() => {
-                return Err(wrong(
-                    "the daemon sent content before it said what it sends; run the command again",
-                ));
-            }
-            Some(Read::Chunk(chunk)) => {
-                tokio::task::block_in_place(|| stdout.write(&chunk.content))?;
-                written += chunk.content.len() as u64;
-                ticker.add(chunk.content.len() as u64);
-            }
-            Some(Read::Finished(finished)) => ended = Some(finished),
-            None => return Err(StoryError::Empty.into()),
-        }
-    }
-    let (Some((started, range)), Some(finished)) = (begun, ended) else {
-        return Err(wrong(
-            "unknown download incomplete: the daemon ended the stream early; run the command again",
-        ));
-    };
-    if let Some(range) = range.filter(|range| range.length != written) {
-        let text = format!(
-            "unknown download incomplete: {written} of {} bytes came; run the command again",
-            range.length
-        );
-        return Err(wrong(&text));
-    }
-    let receipt = finished.receipt;
-    Ok(Delivery {
-        task_id: started.task_id,
-        host_id: started.host_id,
-        peer_id: started.peer_id,
-        bytes: written,
-        content_length: started.content_length,
-        sources: receipt.as_ref().map(Sources::from),
-        transfer: Transfer { mode: "stream".to_owned(), reason: "for stdout".to_owned() },
-        was_complete: None,
-    })
-}
-
 /// What was delivered, in the daemon's own numbers where it keeps a receipt, else by the piece reports.
-async fn delivery(bytes: u64, story: Story, daemon: &Daemon, transfer: Transfer) -> Delivery {
+pub(super) async fn delivery(bytes: u64, story: Story, daemon: &Daemon, transfer: Transfer) -> Delivery {
     let mut client = LocalClient::new(daemon.channel.clone());
     let request = GetReceiptRequest { peer_id: story.peer_id.clone() };
     // Dragonfly's daemons do not know the call, and a receipt can be forgotten: the reports tell nearly as much.

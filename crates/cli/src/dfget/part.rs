@@ -1,4 +1,7 @@
-//! An output that appears complete or not at all: `.NAME.<id>.part` beside it, renamed at the end.
+//! An output that appears complete or not at all: `.NAME.<id>.tmp` beside it, renamed at the end.
+//!
+//! For content that comes through a socket. What the daemon holds stays with the daemon, so an unfinished file is of no
+//! use to the next run.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -19,8 +22,8 @@ use crate::failure::Failure;
 
 /// Bytes read at a time to compute a digest.
 const READ: usize = 1 << 20;
-/// The part file can vanish between opening and locking it, when the run that held it ends; so often it is made anew.
-const ATTEMPTS: usize = 8;
+/// The part file or directory can vanish between opening and locking it, when the run that held it ends; so often it is made anew.
+pub(super) const ATTEMPTS: usize = 8;
 /// Longest name a file system takes, in bytes.
 const MAX_NAME: usize = 255;
 
@@ -32,14 +35,16 @@ pub enum OutputError {
         "{path} is locked: another dfget is downloading to the same output; wait for it or name another output"
     )]
     Busy {
-        /// The part file.
+        /// The part file or directory.
         path: String,
     },
-    /// Somebody else made the part file.
-    #[error("{path} is not a file of this user's alone, and is not written to; remove it first")]
+    /// Somebody else made the part file or directory.
+    #[error("{path} is not a {what} of this user's alone, and is not written to; remove it first")]
     Stranger {
-        /// The part file.
+        /// The part file or directory.
         path: String,
+        /// Which of both was expected.
+        what: &'static str,
     },
     /// The output came into being meanwhile.
     #[error(
@@ -62,7 +67,7 @@ pub enum OutputError {
 }
 
 impl OutputError {
-    fn io(action: &'static str, path: &Path, why: impl Into<io::Error>) -> Self {
+    pub(super) fn io(action: &'static str, path: &Path, why: impl Into<io::Error>) -> Self {
         Self::Io { action, path: path.display().to_string(), why: why.into() }
     }
 }
@@ -92,17 +97,13 @@ pub struct Part {
 }
 
 impl Part {
-    /// Opens and locks the part file of `output` for the task called `id`, keeping what an earlier run left in it.
+    /// Opens and locks the part file of `output` for the task called `id`.
     ///
     /// # Errors
     /// When it is locked, is not this user's alone, or cannot be made.
     pub fn open(output: &FileOutput, id: &str) -> Result<Self, OutputError> {
-        // A link is followed as any program that opens its output does: the file it names is what is replaced.
-        let target = match fs::canonicalize(&output.path) {
-            Ok(target) if output.existed => target,
-            _ => output.path.clone(),
-        };
-        let path = part_path(&target, id);
+        let target = target(output);
+        let path = hidden(&target, id, ".tmp");
         for _ in 0..ATTEMPTS {
             let file = OpenOptions::new()
                 .read(true)
@@ -115,7 +116,7 @@ impl Part {
                 .map_err(|why| OutputError::io("create", &path, why))?;
             let found = file.metadata().map_err(|why| OutputError::io("look at", &path, why))?;
             if !found.is_file() || found.uid() != rustix::process::geteuid().as_raw() || found.nlink() > 1 {
-                return Err(OutputError::Stranger { path: path.display().to_string() });
+                return Err(OutputError::Stranger { path: path.display().to_string(), what: "file" });
             }
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::WOULDBLOCK) => return Err(OutputError::Busy { path: path.display().to_string() }),
@@ -213,12 +214,22 @@ impl Drop for Part {
     }
 }
 
-fn part_path(target: &Path, id: &str) -> PathBuf {
+/// The file that is written in the end. A link is followed as any program that opens its output does: the file it names
+/// is what is replaced.
+pub(super) fn target(output: &FileOutput) -> PathBuf {
+    match fs::canonicalize(&output.path) {
+        Ok(target) if output.existed => target,
+        _ => output.path.clone(),
+    }
+}
+
+/// `.NAME.<first 16 digits of id><suffix>` beside `target`, its name cut to what a file system takes.
+pub(super) fn hidden(target: &Path, id: &str, suffix: &str) -> PathBuf {
     let id = &id.as_bytes()[..id.len().min(16)];
     let name = target.file_name().unwrap_or_default().as_bytes();
-    let room = MAX_NAME - ".".len() - ".".len() - id.len() - ".part".len();
-    let part = [b".", &name[..name.len().min(room)], b".", id, b".part"].concat();
-    target.with_file_name(OsString::from_vec(part))
+    let room = MAX_NAME - ".".len() - ".".len() - id.len() - suffix.len();
+    let hidden = [b".", &name[..name.len().min(room)], b".", id, suffix.as_bytes()].concat();
+    target.with_file_name(OsString::from_vec(hidden))
 }
 
 #[cfg(test)]
@@ -248,7 +259,7 @@ mod tests {
         part.allocate(6).unwrap();
         part.write_at(3, b"def").unwrap();
         part.write_at(0, b"abc").unwrap();
-        assert_eq!(names(&home), [".model.bin.0123456789abcdef.part"]);
+        assert_eq!(names(&home), [".model.bin.0123456789abcdef.tmp"]);
         assert_eq!(
             part.digest(Algorithm::Crc32).unwrap(),
             Computed::Crc32(damselfly_core::Crc::of(b"abcdef").0)
@@ -308,13 +319,13 @@ mod tests {
     fn a_planted_link_is_not_followed() {
         let home = tempfile::tempdir().unwrap();
         let output = output(&home, false);
-        std::os::unix::fs::symlink("/etc/hostname", part_path(&output.path, ID)).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", hidden(&output.path, ID, ".tmp")).unwrap();
         assert!(matches!(Part::open(&output, ID), Err(OutputError::Io { action: "create", .. })));
     }
 
     #[test]
     fn long_names_fit() {
-        let path = part_path(&Path::new("/d").join("x".repeat(255)), ID);
+        let path = hidden(&Path::new("/d").join("x".repeat(255)), ID, ".part");
         assert_eq!(path.file_name().unwrap().len(), 255);
         assert!(path.to_string_lossy().ends_with("x.0123456789abcdef.part"));
     }

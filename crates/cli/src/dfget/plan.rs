@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use damselfly_api::common::v2 as common;
-use damselfly_core::{Digest, RangeSpec, redact};
+use damselfly_core::task_id::DEFAULT_FILTERED_QUERY_PARAMS;
+use damselfly_core::{Digest, RangeSpec, TaskId, redact};
+use damselfly_scheduler_client::{Target, TargetError};
 use thiserror::Error;
 
-use super::args::{Args, FILTERED_QUERY_PARAMS};
+use super::args::{Args, DaemonUse};
 use crate::exit::Exit;
 use crate::failure::Failure;
 
 /// Dragonfly's least piece length, 4 MiB.
 const MIN_PIECE_LENGTH: u64 = damselfly_core::geometry::MIN_PIECE_LENGTH;
+/// Where a scheduler listens unless something else is named.
+const SCHEDULER_PORT: u16 = crate::dfscheduler::args::PORT;
 
 /// Where the content goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +50,7 @@ pub struct Plan {
     pub range: RangeSpec,
     /// What the content must be.
     pub digest: Option<Digest>,
-    /// Take the content through the socket.
+    /// Take the content through a daemon's socket, as asked.
     pub through_socket: bool,
     /// When to give up, from the start.
     pub timeout: Duration,
@@ -54,6 +58,10 @@ pub struct Plan {
     pub name: String,
     /// The URL without secrets.
     pub url: String,
+    /// The task's id, as every daemon derives it.
+    pub task: TaskId,
+    /// The schedulers whose swarm a download without a daemon joins.
+    pub join: Vec<Target>,
 }
 
 /// Arguments that parse and make no sense.
@@ -122,6 +130,12 @@ pub enum Invalid {
     /// Not a range.
     #[error(transparent)]
     Range(#[from] damselfly_core::RangeError),
+    /// No task follows from the URL.
+    #[error(transparent)]
+    Id(#[from] damselfly_core::IdError),
+    /// Not a scheduler.
+    #[error("--join: expected {0}")]
+    Join(#[from] TargetError),
     /// Two wishes that cannot both come true.
     #[error("{0}")]
     Conflict(&'static str),
@@ -173,14 +187,21 @@ impl Plan {
                  --transfer-from-dfdaemon and no -O -",
             ));
         }
+        if args.daemon == DaemonUse::Never && args.endpoint.is_some() {
+            return Err(Invalid::Conflict(
+                "-e names a daemon and --daemon never wants none; leave one of them out",
+            ));
+        }
         let path = args.url.path();
+        let download = download(args, headers);
         Ok(Self {
-            download: download(args, headers),
+            task: damselfly_actors::request::task_id(&download)?,
+            join: Target::parse_list(&args.join, SCHEDULER_PORT)?,
+            download,
             output,
             range,
             digest,
-            // A daemon that writes a ranged output itself leaves the whole content's file with holes.
-            through_socket: args.transfer_from_dfdaemon || range != RangeSpec::Whole,
+            through_socket: args.transfer_from_dfdaemon,
             timeout: args.timeout,
             name: percent_encoding::percent_decode_str(path).decode_utf8_lossy().into_owned(),
             url: redact::url(args.url.as_str()),
@@ -236,7 +257,7 @@ fn output(args: &Args) -> Result<Output, Invalid> {
 fn download(args: &Args, headers: Vec<(String, String)>) -> common::Download {
     let filtered = match &args.filtered_query_param {
         Some(names) => names.clone(),
-        None => FILTERED_QUERY_PARAMS.map(str::to_owned).to_vec(),
+        None => DEFAULT_FILTERED_QUERY_PARAMS.map(str::to_owned).to_vec(),
     };
     common::Download {
         url: args.url.to_string(),
@@ -299,14 +320,26 @@ mod tests {
     }
 
     #[test]
-    fn a_range_goes_through_the_socket() {
+    fn a_range_is_of_a_whole_task() {
         let range = ["http://h/f", "-O", "/tmp/absent-output", "-H", "range: bytes=5-"];
         let ranged = plan(&range).unwrap();
-        assert!(ranged.through_socket);
         assert_eq!(ranged.range, RangeSpec::From(5));
+        assert_eq!(ranged.task, plan(&["http://h/f", "-O", "-"]).unwrap().task);
         assert!(refusal(&[&range[..], &["--digest", "crc32:1"]].concat()).contains("whole content"));
         assert!(refusal(&[&range[..], &["--force-hard-link"]].concat()).contains("--force-hard-link"));
         assert!(refusal(&["http://h/f", "-O", "-", "-H", "Range: x"]).contains("malformed range"));
+    }
+
+    #[test]
+    fn a_swarm_is_joined_by_name() {
+        let plan = plan(&["http://h/f", "-O", "-", "--join", "a,b:1", "--join", "c"]).unwrap();
+        assert_eq!(
+            plan.join.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["a:8002", "b:1", "c:8002"]
+        );
+        assert!(refusal(&["http://h/f", "-O", "-", "--join", "a:b:c"]).starts_with("--join: expected"));
+        let both = ["http://h/f", "-O", "-", "--daemon", "never", "-e", "/d.sock"];
+        assert!(refusal(&both).contains("--daemon never"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use damselfly_api::damselfly::v1 as local;
 
 use super::plan::{Output, Plan};
+use crate::endpoint::At;
 use crate::units;
 
 /// Bytes by where they came from.
@@ -68,6 +69,8 @@ pub struct Receipt<'a> {
     pub plan: &'a Plan,
     /// What came of it.
     pub delivery: &'a Delivery,
+    /// Who did the work.
+    pub at: &'a At,
     /// From the start of the program's work to its end.
     pub elapsed: Duration,
 }
@@ -107,6 +110,7 @@ impl Receipt<'_> {
             ));
         }
         let way = match transfer.mode.as_str() {
+            "path" if matches!(self.at, At::Here(_)) => "written without a daemon",
             "path" => "written by the daemon (path)",
             "stream" => "through the daemon's socket (stream)",
             "fd" => "through a descriptor (fd)",
@@ -122,6 +126,10 @@ impl Receipt<'_> {
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
         let delivery = self.delivery;
+        let (daemon, schedulers) = match self.at {
+            At::Socket(socket) => (Some(socket.display().to_string()), None),
+            At::Here(schedulers) => (None, Some(schedulers)),
+        };
         serde_json::json!({
             "ok": true,
             "exit_code": 0,
@@ -141,6 +149,8 @@ impl Receipt<'_> {
             "transfer": delivery.transfer.mode,
             "transfer_reason": delivery.transfer.reason,
             "already_complete": delivery.was_complete,
+            "daemon": daemon,
+            "schedulers": schedulers,
         })
     }
 }
@@ -166,7 +176,8 @@ mod tests {
             transfer: Transfer { mode: "path".to_owned(), reason: "same file system".to_owned() },
             was_complete: Some(false),
         };
-        let receipt = Receipt { plan: &plan, delivery: &delivery, elapsed: Duration::from_secs(2) };
+        let at = At::Socket("/d.sock".into());
+        let receipt = Receipt { plan: &plan, delivery: &delivery, at: &at, elapsed: Duration::from_secs(2) };
         assert_eq!(
             receipt.text(),
             "/m.bin → /tmp/absent-output: 4.0 MiB in 2.00 s (2.0 MiB/s), verified\n  \
@@ -177,10 +188,20 @@ mod tests {
         assert_eq!(json["peer_bytes"], 3 << 20);
         assert_eq!(json["bytes_per_second"], 2 << 20);
         assert_eq!(json["url"], "http://h/m.bin?sig=REDACTED");
+        assert_eq!(json["daemon"], "/d.sock");
+        let at = At::Here(vec!["10.0.0.1:8002".parse().unwrap()]);
+        let receipt = Receipt { at: &at, ..receipt };
+        assert!(
+            receipt.text().ends_with("  written without a daemon: same file system\n"),
+            "{}",
+            receipt.text()
+        );
+        assert!(receipt.json()["daemon"].is_null());
+        assert_eq!(receipt.json()["schedulers"][0], "10.0.0.1:8002");
 
         delivery.sources = None;
         delivery.transfer = Transfer { mode: "stream".to_owned(), reason: String::new() };
-        let receipt = Receipt { plan: &plan, delivery: &delivery, elapsed: Duration::ZERO };
+        let receipt = Receipt { plan: &plan, delivery: &delivery, at: &at, elapsed: Duration::ZERO };
         assert_eq!(
             receipt.text(),
             "/m.bin → /tmp/absent-output: 4.0 MiB in 0 ms, verified\n  through the daemon's socket (stream)\n"

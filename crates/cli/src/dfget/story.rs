@@ -111,17 +111,23 @@ impl Story {
         }
     }
 
-    fn take_piece(&mut self, piece: Piece) -> Result<News, StoryError> {
+    /// Whether `piece` is still to come, rather than there already.
+    pub(super) fn expects(&self, piece: &Piece) -> Result<bool, StoryError> {
         if !self.started {
             return Err(StoryError::BeforeStart(piece.number));
         }
-        let &(offset, length) = self.pieces.get(&piece.number).ok_or(StoryError::Unexpected(piece.number))?;
-        if (piece.offset, piece.length) != (offset, length) {
+        if self.pieces.get(&piece.number) != Some(&(piece.offset, piece.length)) {
             return Err(StoryError::Unexpected(piece.number));
         }
-        if !self.missing.remove(&piece.number) {
+        Ok(self.missing.contains(&piece.number))
+    }
+
+    fn take_piece(&mut self, piece: Piece) -> Result<News, StoryError> {
+        if !self.expects(&piece)? {
             return Ok(News::Repeated);
         }
+        self.missing.remove(&piece.number);
+        let length = piece.length;
         match piece.traffic_type() {
             TrafficType::BackToSource => self.sources.origin += length,
             TrafficType::RemotePeer => {

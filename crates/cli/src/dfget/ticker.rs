@@ -15,10 +15,10 @@ pub(super) struct Ticker {
 }
 
 impl Ticker {
-    pub(super) fn new(name: &str, hidden: bool) -> Self {
+    pub(super) fn new(progress: Progress) -> Self {
         let mut interval = tokio::time::interval(TICK);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { progress: Progress::new(name, hidden), interval }
+        Self { progress, interval }
     }
 
     /// Waits for `future`, drawing meanwhile.

@@ -1,10 +1,16 @@
-//! The programs as a user meets them: real processes, a daemon that is played.
+//! The programs as a user meets them: real processes, with a daemon that is played or with real ones.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
+mod alone;
+mod demo;
 mod dfctl;
 mod dfget;
 mod fake;
 mod flags;
 mod interrupted;
+mod killed;
+mod newcomer;
+mod node;
+mod paused;
 mod servers;

@@ -1,67 +1,70 @@
 //! dfdaemon and dfscheduler from start to end.
 
-use std::process::Stdio;
+use damselfly_core::{Kind, TaskId};
+use damselfly_tests::OriginServer;
+use damselfly_transport::vortex::Request;
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, ChildStderr, Command};
+use crate::node::{Node, Server, command, free_port, run};
 
-/// Starts a server with its files in `home` and waits for the line that says it serves.
-async fn serving(
-    program: &str,
-    arguments: &[&str],
-    home: &tempfile::TempDir,
-) -> (Child, BufReader<ChildStderr>, String) {
-    let mut command = Command::new(program);
-    command.args(arguments).env("HOME", home.path()).env("XDG_STATE_HOME", home.path()).kill_on_drop(true);
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    stderr.read_line(&mut line).await.unwrap();
-    assert!(line.contains(": serving on "), "{line:?}");
-    (child, stderr, line)
-}
-
-fn signal(child: &Child, signal: Signal) {
-    kill_process(Pid::from_raw(child.id().unwrap().cast_signed()).unwrap(), signal).unwrap();
-}
+const DFDAEMON: &str = env!("CARGO_BIN_EXE_dfdaemon");
+const DFSCHEDULER: &str = env!("CARGO_BIN_EXE_dfscheduler");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_serves_logs_and_ends_in_order() {
     let home = tempfile::tempdir().unwrap();
-    let path = home.path().to_str().unwrap();
-    let (mut child, _stderr, line) = serving(env!("CARGO_BIN_EXE_dfdaemon"), &["--home", path], &home).await;
-    assert!(line.contains(&format!("{path}/dfdaemon.sock")), "{line}");
-
-    let socket = format!("{path}/dfdaemon.sock");
-    let status =
-        Command::new(env!("CARGO_BIN_EXE_dfctl")).args(["status", "-e", &socket]).output().await.unwrap();
-    assert_eq!(status.status.code(), Some(0), "{status:?}");
-    let text = String::from_utf8_lossy(&status.stdout);
-    assert!(text.contains("No tasks.") && text.contains("daemon"), "{text}");
-    let list =
-        Command::new(env!("CARGO_BIN_EXE_dfctl")).args(["task", "ls", "-e", &socket]).output().await.unwrap();
-    assert_eq!(list.status.code(), Some(0), "{list:?}");
-
-    for (number, expected) in [(Signal::INT, 0), (Signal::QUIT, 0)] {
-        signal(&child, number);
-        assert_eq!(child.wait().await.unwrap().code(), Some(expected));
-        (child, ..) = serving(env!("CARGO_BIN_EXE_dfdaemon"), &["--home", path], &home).await;
+    for number in [Signal::INT, Signal::QUIT, Signal::TERM] {
+        let node = Node::start(home.path(), &[]).await;
+        let socket = home.path().join("dfdaemon.sock");
+        assert!(node.server.line.contains(socket.to_str().unwrap()), "{}", node.server.line);
+        let status = node.dfctl(&["status"]).await;
+        assert_eq!(status.code, Some(0), "{status:?}");
+        assert!(status.stdout.contains("No tasks.") && status.stdout.contains("daemon"), "{status:?}");
+        assert_eq!(node.dfctl(&["task", "ls"]).await.code, Some(0));
+        node.server.signal(number);
+        assert_eq!(node.server.ends().await.code(), Some(0));
+        assert!(!socket.try_exists().unwrap(), "the socket goes with the daemon");
     }
     let log = std::fs::read_to_string(home.path().join("logs/dfdaemon.log")).unwrap();
-    assert!(log.contains("dfdaemon starts") && log.contains("SIGINT") && log.contains("SIGQUIT"), "{log}");
+    for part in ["dfdaemon starts", "SIGINT", "SIGQUIT", "SIGTERM", "stopped"] {
+        assert!(log.contains(part), "{part} is not in:\n{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_at_once() {
+    let origin = OriginServer::start().await.unwrap();
+    let blob = origin.blob(64 << 20, 5);
+    let home = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let node = Node::start(home.path(), &["--tcp-port", &port.to_string()]).await;
+    let id = node.got(&blob.url, "f").await["task_id"].as_str().unwrap().to_owned();
+    // A child that asks for everything and reads next to nothing: its uploads are waited for.
+    let mut child = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    for piece in 0..16 {
+        let request = Request { id: 0, kind: Kind::Standard, task: TaskId::parse(&id).unwrap(), piece };
+        child.write_all(&request.encode().unwrap()).await.unwrap();
+    }
+    child.read_u8().await.unwrap();
+    let mut server = node.server;
+    server.signal(Signal::TERM);
+    assert!(server.next_line().await.contains("SIGTERM, ending in order"));
+    server.signal(Signal::INT);
+    assert_eq!(server.ends().await.code(), Some(130));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_daemon_on_one_store_is_refused() {
     let home = tempfile::tempdir().unwrap();
-    let path = home.path().to_str().unwrap();
-    let (_child, _stderr, _) = serving(env!("CARGO_BIN_EXE_dfdaemon"), &["--home", path], &home).await;
-    let second = Command::new(env!("CARGO_BIN_EXE_dfdaemon")).args(["--home", path]).output().await.unwrap();
-    assert_eq!(second.status.code(), Some(1), "{second:?}");
-    let text = String::from_utf8_lossy(&second.stderr);
-    assert!(text.starts_with("dfdaemon: ") && text.contains("stop that daemon"), "{text}");
+    let _first = Node::start(home.path(), &[]).await;
+    let second = run(command(DFDAEMON, &["--home", home.path().to_str().unwrap()], home.path())).await;
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(
+        second.stderr.starts_with("dfdaemon: ") && second.stderr.contains("stop that daemon"),
+        "{second:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,19 +72,16 @@ async fn a_scheduler_serves_and_ends_in_order() {
     let home = tempfile::tempdir().unwrap();
     let logs = home.path().join("logs");
     let arguments = ["--listen", "127.0.0.1:0", "--log-dir", logs.to_str().unwrap()];
-    let (mut child, _stderr, line) = serving(env!("CARGO_BIN_EXE_dfscheduler"), &arguments, &home).await;
-    let address = line.trim().rsplit(' ').next().unwrap().to_owned();
+    let server = Server::start(DFSCHEDULER, &arguments, home.path()).await;
+    let address = server.line.trim().rsplit(' ').next().unwrap().to_owned();
 
     let taken = ["--listen", &address, "--log-dir", logs.to_str().unwrap()];
-    let second = Command::new(env!("CARGO_BIN_EXE_dfscheduler")).args(taken).output().await.unwrap();
-    assert_eq!(second.status.code(), Some(1), "{second:?}");
-    assert!(
-        String::from_utf8_lossy(&second.stderr).contains(&format!("cannot listen on {address}")),
-        "{second:?}"
-    );
+    let second = run(command(DFSCHEDULER, &taken, home.path())).await;
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.stderr.contains(&format!("cannot listen on {address}")), "{second:?}");
 
-    signal(&child, Signal::TERM);
-    assert_eq!(child.wait().await.unwrap().code(), Some(0));
+    server.signal(Signal::TERM);
+    assert_eq!(server.ends().await.code(), Some(0));
     let log = std::fs::read_to_string(logs.join("dfscheduler.log")).unwrap();
     assert!(log.contains("dfscheduler serves") && log.contains("SIGTERM"), "{log}");
 }
