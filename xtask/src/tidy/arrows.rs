@@ -11,6 +11,8 @@ const LAYERS: [&[&str]; 4] = [
     &["actors"],
     &["cli"],
 ];
+/// What whole-system tests share. It is built from the runtime, so only tests of the programs may use it too.
+const TEST_SUPPORT: &str = "damselfly-tests";
 /// What the crates' packages are called: this and the folder.
 const PREFIX: &str = "damselfly-";
 /// The most packages that the programs may be built from, our own included.
@@ -61,7 +63,9 @@ fn arrows(package: &Package, metadata: &Metadata, crates: &Path) -> Vec<String> 
     let mut findings = Vec::new();
     for dependency in package.dependencies.iter().filter(|dependency| ours(&dependency.name)) {
         let test_only = dependency.kind.as_deref() == Some("dev");
-        let downwards = layer(&dependency.name).is_some_and(|to| to < from || (test_only && to == from));
+        let support = (dependency.name == TEST_SUPPORT).then_some(LAYERS.len() - 1);
+        let downwards =
+            layer(&dependency.name).or(support).is_some_and(|to| to < from || (test_only && to == from));
         if !downwards {
             findings.push(format!(
                 "{} depends on {}: arrows point only downwards, see xtask/src/tidy/arrows.rs",
@@ -134,6 +138,9 @@ mod tests {
     fn tests_of_a_crate_may_look_sideways_but_not_up() {
         assert_eq!(findings(&[("damselfly-scheduler-client", "damselfly-scheduler", Some("dev"))]), 0);
         assert_eq!(findings(&[("damselfly-scheduler-client", "damselfly-actors", Some("dev"))]), 1);
+        assert_eq!(findings(&[("damselfly-cli", TEST_SUPPORT, Some("dev"))]), 0);
+        assert_eq!(findings(&[("damselfly-cli", TEST_SUPPORT, None)]), 1);
+        assert_eq!(findings(&[("damselfly-transport", TEST_SUPPORT, Some("dev"))]), 1);
     }
 
     #[test]
