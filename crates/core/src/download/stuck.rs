@@ -60,7 +60,13 @@ impl Download {
             return false;
         }
         if self.dialogue.is_foreign() {
-            let at = if hope { since + self.config.reschedule_every } else { since };
+            // Attempts that stalled may still move again, and its answer to a question may be the origin.
+            let patience = match (hope, self.attempts.is_empty()) {
+                (true, _) => self.config.reschedule_every,
+                (false, false) => self.config.reschedule_after,
+                (false, true) => std::time::Duration::ZERO,
+            };
+            let at = since + patience;
             if self.dialogue.awaiting || !self.due(at) {
                 return false;
             }
