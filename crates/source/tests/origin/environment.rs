@@ -9,11 +9,10 @@ use url::Url;
 
 use crate::server::{Reply, Server, options, read};
 
-/// The child's part.
+/// The child's part: the other tests of this module run it in an environment of their own.
 #[tokio::test]
-#[ignore = "run by the other tests of this module, in an environment of their own"]
 async fn child() {
-    // Somebody runs all ignored tests: there is nothing to do outside the other tests' environment.
+    // Outside the other tests' environment there is nothing to do.
     let Ok(url) = std::env::var("CHILD_URL") else { return };
     let url: Url = url.parse().unwrap();
     let origin = Origin::new(Options { proxies: Options::default().proxies, ..options() }).unwrap();
@@ -27,7 +26,7 @@ async fn child() {
 
 async fn fetch_in_child(url: &str, expects: &str, environment: &[(&str, &str)]) {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "environment::child", "--ignored"])
+        .args(["--exact", "environment::child"])
         .env_clear()
         .envs(environment.iter().copied())
         .env("CHILD_URL", url)
