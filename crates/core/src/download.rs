@@ -5,10 +5,10 @@
 //! ([`Event::Tick`], asked for by [`Download::deadline`]), so a whole swarm can be played under a virtual clock.
 //!
 //! # How a step works
-//! First the event changes what is known (`clients`, `dialogue`, `parents`, `attempts`, `facts`). Then [`settle`] derives
+//! First the event changes what is known (`clients`, `dialogue`, `parents`, `attempts`, `facts`). Then `settle` derives
 //! from all that is known what to do: expire what time has ended, register, watch parents, start attempts, judge whether
 //! the download is stuck, and end it. Nothing is done in the first part that the second could decide, so the rules hold
-//! whatever the order of events. A rule that waits for a moment says so ([`Download::wake_at`]), which is where
+//! whatever the order of events. A rule that waits for a moment says so (`wake_at`), which is where
 //! [`Download::deadline`] comes from.
 //!
 //! # What never happens
