@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use damselfly_core::HostId;
 use damselfly_scheduler_client::{
     Cluster, ClusterOptions, Departure, Holdings, HostProvider, SchedulerHandle, Source, Target,
 };
@@ -178,7 +179,7 @@ async fn identity(join: &[Target]) -> Identity {
     let nodename = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let hostname = format!("{nodename}-dfget-{}", std::process::id());
     Identity {
-        host_id: format!("{ip}-{hostname}").into(),
+        host_id: HostId::new(ip, &hostname, false),
         hostname,
         ip,
         seed: false,

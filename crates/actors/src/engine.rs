@@ -43,8 +43,7 @@ impl Identity {
     /// A new peer id: one per download.
     #[must_use]
     pub fn new_peer(&self) -> PeerId {
-        let suffix = if self.seed { "-seed" } else { "" };
-        format!("{}-{}-{}{suffix}", self.ip, self.hostname, uuid::Uuid::new_v4()).into()
+        PeerId::new(self.ip, &self.hostname, rand::random(), self.seed)
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use damselfly_core::HostId;
 use damselfly_core::download::Config as MachineConfig;
 use damselfly_scheduler_client::{
     Cluster, ClusterOptions, Dynconfig, DynconfigError, Holdings, HostProvider, ManagerSource, Order, Source,
@@ -173,14 +174,7 @@ fn identity(config: &Config, grpc: SocketAddr, ip: IpAddr, remembered: Option<u1
         _ => hostname,
     };
     let seed = config.seed_peer.is_some();
-    let suffix = if seed { "-seed" } else { "" };
-    Identity {
-        host_id: format!("{ip}-{hostname}{suffix}").into(),
-        hostname,
-        ip,
-        seed,
-        incarnation: rand::random(),
-    }
+    Identity { host_id: HostId::new(ip, &hostname, seed), hostname, ip, seed, incarnation: rand::random() }
 }
 
 fn remembered_port(file: &Path) -> Option<u16> {
