@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use self::alone::Alone;
 use self::args::{Args, DaemonUse};
+use self::part_dir::PartDir;
 use self::plan::{Output, Plan};
 use self::receipt::{Delivery, Receipt};
 use self::ticker::Ticker;
@@ -121,6 +122,12 @@ async fn reach(args: &Args, plan: &Plan) -> Result<Reached, Failure> {
             Ok(daemon) => {
                 if !plan.join.is_empty() {
                     note("dfget: --join is ignored, the daemon has its own schedulers; see --daemon never");
+                }
+                if let Output::File(output) = &plan.output
+                    && let Some(left) = PartDir::left(output, plan.task.as_str())
+                {
+                    let left = left.display();
+                    note(&format!("dfget: {left} is of an earlier run without a daemon; it may be removed"));
                 }
                 return Ok(Reached { daemon, alone: None });
             }

@@ -1,5 +1,7 @@
 //! `dfctl status`: the host, its tasks, its supervision tree.
 
+use std::io::{self, IsTerminal as _};
+
 use damselfly_api::damselfly::v1::local_client::LocalClient;
 use damselfly_api::damselfly::v1::{
     ActorStatus, HostStatus, ParentStatus, SchedulerStatus, StatusRequest, TaskKind, TaskRef, TaskStatus,
@@ -24,7 +26,11 @@ struct Snapshot {
 
 pub(super) async fn run(channel: Channel, json: bool) -> Result<String, Failure> {
     let snapshot = read(&channel, "Reading Status Failed!").await?;
-    Ok(if json { format!("{}\n", snapshot.json()) } else { snapshot.text() })
+    if json {
+        return Ok(format!("{}\n", snapshot.json()));
+    }
+    let text = snapshot.text();
+    Ok(if io::stdout().is_terminal() { paint(&text) } else { text })
 }
 
 /// The task on this host that `name` means.
@@ -46,6 +52,28 @@ async fn read(channel: &Channel, title: &'static str) -> Result<Snapshot, Failur
         snapshot.actors.extend(part.actors);
     }
     Ok(snapshot)
+}
+
+/// Bold labels and column heads, and states of actors that stay in the background.
+fn paint(text: &str) -> String {
+    const BOLD: &str = "\x1b[1m";
+    const DIM: &str = "\x1b[2m";
+    const RESET: &str = "\x1b[m";
+    let header = TASK_HEADER[0];
+    let mut painted = String::with_capacity(text.len() * 2);
+    for line in text.lines() {
+        let label = LABELS.iter().find(|label| line.starts_with(**label));
+        match (label, line.split_once(" · ")) {
+            (Some(label), _) => painted.push_str(&format!("{BOLD}{label}{RESET}{}", &line[label.len()..])),
+            _ if line.trim_start().starts_with(header) => {
+                painted.push_str(&format!("{BOLD}{line}{RESET}"));
+            }
+            (None, Some((actor, state))) => painted.push_str(&format!("{actor} {DIM}· {state}{RESET}")),
+            (None, None) => painted.push_str(line),
+        }
+        painted.push('\n');
+    }
+    painted
 }
 
 impl Snapshot {
@@ -112,6 +140,8 @@ fn host_text(status: &HostStatus) -> String {
     text
 }
 
+/// What the lines about the host begin with.
+const LABELS: [&str; 6] = ["Host", "Address", "Started", "Store", "Memory", "Scheduler"];
 const TASK_HEADER: [&str; 8] = ["TASK", "STATE", "PROGRESS", "SIZE", "ORIGIN", "PEERS", "LOCAL", "URL"];
 
 fn task_row(task: &TaskStatus) -> Vec<String> {
@@ -125,14 +155,17 @@ fn task_row(task: &TaskStatus) -> Vec<String> {
             task.pieces_held
         ),
     };
+    // Told of the run that is under way; before and after it nobody counts.
+    let counted = task.origin_bytes + task.peer_bytes + task.local_bytes > 0;
+    let source = |bytes: u64| if counted { units::bytes(bytes) } else { "-".to_owned() };
     vec![
         id.to_owned(),
         task.state.clone(),
         progress,
         task.content_length.map_or_else(|| "-".to_owned(), units::bytes),
-        units::bytes(task.origin_bytes),
-        units::bytes(task.peer_bytes),
-        units::bytes(task.local_bytes),
+        source(task.origin_bytes),
+        source(task.peer_bytes),
+        source(task.local_bytes),
         task.url.clone(),
     ]
 }
@@ -340,6 +373,18 @@ mod tests {
     }
 
     #[test]
+    fn colours_only_decorate() {
+        let text = snapshot().text();
+        let mut painted = paint(&text);
+        assert!(painted.starts_with("\x1b[1mHost\x1b[m      10.0.0.1-node"), "{painted:?}");
+        assert!(painted.ends_with("daemon \x1b[2m· serving\x1b[m\n"), "{painted:?}");
+        for code in ["\x1b[1m", "\x1b[2m", "\x1b[m"] {
+            painted = painted.replace(code, "");
+        }
+        assert_eq!(painted, text);
+    }
+
+    #[test]
     fn json_has_whole_ids() {
         let json = snapshot().json();
         assert_eq!(json["tasks"][0]["id"], "0123456789abcdef");
@@ -355,5 +400,6 @@ mod tests {
         assert_eq!(task_row(&task)[2], "-");
         task.content_length = Some(0);
         assert_eq!(task_row(&task)[2], "100%");
+        assert_eq!(task_row(&task)[4..7], ["-", "-", "-"], "nothing was counted");
     }
 }

@@ -64,8 +64,13 @@ impl PartDir {
         Err(OutputError::Busy { path: shown() })
     }
 
-    /// Where the directory is, or would be.
-    pub(super) fn path_of(output: &FileOutput, id: &str) -> PathBuf {
+    /// The part directory that an earlier run left, if one did.
+    pub(super) fn left(output: &FileOutput, id: &str) -> Option<PathBuf> {
+        let path = Self::path_of(output, id);
+        fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()).then_some(path)
+    }
+
+    fn path_of(output: &FileOutput, id: &str) -> PathBuf {
         hidden(&target(output), id, ".part")
     }
 
@@ -120,6 +125,7 @@ mod tests {
         part.keep(true);
         fs::write(path.join("piece"), "x").unwrap();
         drop(part);
+        assert_eq!(PartDir::left(&output(&home), ID), Some(path.clone()));
         // A run that finds it there does not take it away unless told.
         drop(PartDir::open(&output(&home), ID).unwrap());
         assert_eq!(fs::read(path.join("piece")).unwrap(), b"x");
@@ -127,6 +133,7 @@ mod tests {
         part.keep(false);
         drop(part);
         assert!(!path.try_exists().unwrap());
+        assert_eq!(PartDir::left(&output(&home), ID), None);
     }
 
     #[test]

@@ -16,8 +16,8 @@ use crate::node::{Node, command, ended, names, next_line, run, signal};
 
 const PIECE: u64 = 4 << 20;
 const LENGTH: u64 = 30 * PIECE + 7;
-/// Pieces in flight at once, by default.
-const IN_FLIGHT: u64 = 16 * PIECE;
+/// A lone host asks the origin for so many pieces at once.
+const IN_FLIGHT: u64 = 4 * PIECE;
 
 /// A user's directory, with a subdirectory for outputs and one for temporary files.
 struct User(TempDir);

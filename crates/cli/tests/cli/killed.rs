@@ -7,14 +7,14 @@ use rustix::process::Signal;
 use crate::node::{Node, ended, signal};
 
 const PIECE: u64 = 4 << 20;
-const LENGTH: u64 = 12 * PIECE + 5;
-/// [`Node::narrow`] has two pieces in flight at most.
-const IN_FLIGHT: u64 = 2 * PIECE;
+const LENGTH: u64 = 16 * PIECE + 5;
+/// A lone host asks the origin for so many pieces at once.
+const IN_FLIGHT: u64 = 4 * PIECE;
 
 /// A blob that takes about a second.
 fn slow(origin: &OriginServer, seed: u64) -> Blob {
     let blob = origin.blob(LENGTH, seed);
-    origin.set(&blob, Behaviour { rate: Some(48 << 20), ..Behaviour::default() });
+    origin.set(&blob, Behaviour { rate: Some(64 << 20), ..Behaviour::default() });
     blob
 }
 
@@ -39,7 +39,7 @@ async fn a_daemon_killed_anywhere_resumes() {
     };
     for round in 0..8 {
         let blob = slow(&origin, 100 + round);
-        let node = Node::narrow(home.path(), &[]).await;
+        let node = Node::start(home.path(), &[]).await;
         let output = node.output("f");
         let download = node.getting(&blob.url, "f", &[]).spawn().unwrap();
         origin.wait_until(&blob, |counts| counts.body_bytes >= point(round)).await.unwrap();
@@ -48,7 +48,7 @@ async fn a_daemon_killed_anywhere_resumes() {
         assert_eq!(cut.code, Some(3), "killed at {}: {cut:?}", point(round));
         assert!(!output.try_exists().unwrap(), "an output is complete or not there");
 
-        let node = Node::narrow(home.path(), &[]).await;
+        let node = Node::start(home.path(), &[]).await;
         let json = node.got(&blob.url, "f").await;
         blob.pattern.check_file(&output).unwrap();
         fetched_once(&origin, &blob);
@@ -64,14 +64,14 @@ async fn a_daemon_that_is_told_to_end_keeps_what_it_has() {
     let origin = OriginServer::start().await.unwrap();
     let blob = slow(&origin, 1);
     let home = tempfile::tempdir().unwrap();
-    let node = Node::narrow(home.path(), &[]).await;
+    let node = Node::start(home.path(), &[]).await;
     let download = node.getting(&blob.url, "f", &[]).spawn().unwrap();
     origin.wait_until(&blob, |counts| counts.body_bytes >= LENGTH / 2).await.unwrap();
     node.server.signal(Signal::TERM);
     assert_eq!(node.server.ends().await.code(), Some(0));
     assert_ne!(ended(download).await.code, Some(0));
 
-    let node = Node::narrow(home.path(), &[]).await;
+    let node = Node::start(home.path(), &[]).await;
     assert!(node.outputs().is_empty(), "{:?}", node.outputs());
     node.got(&blob.url, "f").await;
     blob.pattern.check_file(node.output("f")).unwrap();
@@ -83,9 +83,9 @@ async fn the_schedulers_host_may_be_killed() {
     let origin = OriginServer::start().await.unwrap();
     let blob = slow(&origin, 2);
     let homes = tempfile::tempdir().unwrap();
-    let first = Node::narrow(&homes.path().join("first"), &[]).await;
+    let first = Node::start(&homes.path().join("first"), &[]).await;
     let scheduler = first.scheduler().await;
-    let second = Node::narrow(&homes.path().join("second"), &["--join", &scheduler]).await;
+    let second = Node::start(&homes.path().join("second"), &["--join", &scheduler]).await;
     let downloads = [&first, &second].map(|node| node.getting(&blob.url, "f", &[]).spawn().unwrap());
     origin.wait_until(&blob, |counts| counts.body_bytes >= LENGTH / 4).await.unwrap();
     first.kill().await;
@@ -100,7 +100,7 @@ async fn the_schedulers_host_may_be_killed() {
 async fn ctrl_c_leaves_nothing_and_the_next_run_resumes() {
     let origin = OriginServer::start().await.unwrap();
     let home = tempfile::tempdir().unwrap();
-    let node = Node::narrow(home.path(), &[]).await;
+    let node = Node::start(home.path(), &[]).await;
     for (seed, flags) in [(3, &[][..]), (4, &["--transfer-from-dfdaemon"])] {
         let blob = slow(&origin, seed);
         let download = node.getting(&blob.url, "f", flags).spawn().unwrap();

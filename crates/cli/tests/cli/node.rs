@@ -92,13 +92,6 @@ impl Node {
         Self { server, home: home.to_owned() }
     }
 
-    /// A daemon that fetches at most two pieces at once.
-    pub(crate) async fn narrow(home: &Path, flags: &[&str]) -> Self {
-        std::fs::create_dir_all(home).unwrap();
-        std::fs::write(home.join("dfdaemon.yaml"), "download:\n  concurrentPieceCount: 1\n").unwrap();
-        Self::start(home, flags).await
-    }
-
     /// SIGKILL, and waits until it is gone.
     pub(crate) async fn kill(self) {
         self.server.signal(Signal::KILL);

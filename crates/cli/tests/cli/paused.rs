@@ -42,7 +42,7 @@ async fn a_pause_outlives_the_daemon() {
     let blob = origin.blob(LENGTH, 1);
     origin.set(&blob, Behaviour { rate: Some(8 << 20), ..Behaviour::default() });
     let home = tempfile::tempdir().unwrap();
-    let node = Node::narrow(home.path(), &[]).await;
+    let node = Node::start(home.path(), &[]).await;
     let mut waiting = node.getting(&blob.url, "f", &[]).spawn().unwrap();
     origin.wait_until(&blob, |counts| counts.body_bytes >= LENGTH / 2).await.unwrap();
     let id = node.told(&["status"]).await["tasks"][0]["id"].as_str().unwrap().to_owned();
@@ -68,7 +68,7 @@ async fn a_pause_outlives_the_daemon() {
     node.server.signal(Signal::TERM);
     assert_eq!(node.server.ends().await.code(), Some(0));
     assert_ne!(ended(waiting).await.code, Some(0));
-    let node = Node::narrow(home.path(), &[]).await;
+    let node = Node::start(home.path(), &[]).await;
     // Opening the store gives back the room of pieces that were not finished.
     let (sent, last) = (origin.counts(&blob).body_bytes, written(home.path()));
     let mut waiting = node.getting(&blob.url, "f", &[]).spawn().unwrap();
