@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use damselfly_core::download::{AttemptId, Failure, FailureKind, FromAttempt, Validator};
 use damselfly_core::{Class, Crc, PieceSpan};
-use damselfly_storage::{StoreError, TaskContent};
+use damselfly_storage::{PieceSlot, StoreError, TaskContent};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio_util::sync::CancellationToken;
@@ -53,7 +53,7 @@ pub enum Job {
         parent: Parent,
         /// The ledger's CRC.
         crc: Option<Crc>,
-        /// Whether another attempt writes the piece, too.
+        /// Whether another attempt is at the piece, too.
         hedge: bool,
     },
     /// First contact with the origin.
@@ -71,7 +71,7 @@ pub enum Job {
         request: Arc<OriginRequest>,
         /// What the content's validator must be.
         expect: Validator,
-        /// Whether another attempt writes the piece, too.
+        /// Whether another attempt is at the piece, too.
         hedge: bool,
     },
     /// The whole body of an origin without ranges.
@@ -119,6 +119,25 @@ impl FetchArgs {
 
     fn stored(&self, piece: u32, crc: Crc, cost: Duration) {
         self.report(FromAttempt::Stored { piece, crc, cost });
+    }
+
+    /// Where the piece is written; beside another attempt that holds the slot, if one does. `None` when the piece is
+    /// held already: an attempt of a run that crashed may have stored it after this run looked. It is verified, and
+    /// reported.
+    fn slot(&self, span: PieceSpan) -> Result<Option<PieceSlot>, Failure> {
+        let (content, number) = (&self.content, span.number);
+        let lent = tokio::task::block_in_place(|| match content.slot(number) {
+            Err(StoreError::Busy { .. }) => content.scratch(number),
+            lent => lent,
+        });
+        match (lent, content.crc(number)) {
+            (Ok(slot), _) => Ok(Some(slot)),
+            (Err(StoreError::AlreadyHeld { .. }), Some(crc)) => {
+                self.stored(number, crc, Duration::ZERO);
+                Ok(None)
+            }
+            (Err(why), _) => Err(storage_failure(&why)),
+        }
     }
 
     /// Runs `future` unless the attempt is cancelled first.
@@ -208,14 +227,12 @@ impl Actor for PieceFetch {
             let span = args.span.clone();
             let result = async {
                 let result = match &args.job {
-                    Job::Piece { span, parent, crc, hedge } => {
-                        peer::fetch(args, *span, parent, *crc, *hedge).await
-                    }
+                    Job::Piece { span, parent, crc, .. } => peer::fetch(args, *span, parent, *crc).await,
                     Job::OriginFirst { request, first_piece } => {
                         origin::first(args, request, *first_piece).await
                     }
-                    Job::OriginPiece { span, request, expect, hedge } => {
-                        origin::piece(args, *span, request, expect, *hedge).await
+                    Job::OriginPiece { span, request, expect, .. } => {
+                        origin::piece(args, *span, request, expect).await
                     }
                     Job::OriginStream { request, expect } => origin::stream(args, request, expect).await,
                 };

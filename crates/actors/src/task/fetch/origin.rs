@@ -33,7 +33,7 @@ pub(super) async fn first(
         Some(geometry) if !ranges => bodies(args, geometry, response).await,
         Some(geometry) => {
             let Some(span) = geometry.piece(0) else { return Ok(()) };
-            let mut writer = PieceWriter::open(args, span, started)?;
+            let Some(mut writer) = PieceWriter::open(args, span, started)? else { return Ok(()) };
             writer.fill(args, response).await?;
             if writer.done < span.length {
                 // The content is so long that its pieces are longer than the first request could know.
@@ -54,7 +54,6 @@ pub(super) async fn piece(
     span: PieceSpan,
     request: &Arc<OriginRequest>,
     expect: &Validator,
-    hedge: bool,
 ) -> Result<(), Failure> {
     let started = Instant::now();
     let range = Some((span.offset, Some(span.offset + span.length - 1)));
@@ -64,7 +63,7 @@ pub(super) async fn piece(
         args.report(FromAttempt::Learned(learn(args, request, &response)?));
         return Err(failure(FailureKind::Retry { after: None }, "origin stopped serving ranges"));
     }
-    let mut writer = PieceWriter::open_beside(args, span, started, hedge)?;
+    let Some(mut writer) = PieceWriter::open(args, span, started)? else { return Ok(()) };
     writer.fill(args, response).await?;
     writer.commit(args)
 }
@@ -160,10 +159,9 @@ async fn bodies(args: &FetchArgs, geometry: Geometry, mut response: Response) ->
     let mut left = Bytes::new();
     for number in 0..geometry.piece_count() {
         let Some(span) = geometry.piece(number) else { break };
-        let mut target = if args.content.has(number) {
-            Target::Compare { crc: crc32fast::Hasher::new(), done: 0 }
-        } else {
-            Target::Write(PieceWriter::open(args, span, Instant::now())?)
+        let mut target = match PieceWriter::open(args, span, Instant::now())? {
+            Some(writer) => Target::Write(writer),
+            None => Target::Compare { crc: crc32fast::Hasher::new(), done: 0 },
         };
         while target.done() < span.length {
             if left.is_empty() {
@@ -251,20 +249,10 @@ struct PieceWriter {
 }
 
 impl PieceWriter {
-    fn open(args: &FetchArgs, span: PieceSpan, started: Instant) -> Result<Self, Failure> {
-        Self::open_beside(args, span, started, false)
-    }
-
-    /// With `hedge`, beside another attempt that holds the slot.
-    fn open_beside(
-        args: &FetchArgs,
-        span: PieceSpan,
-        started: Instant,
-        hedge: bool,
-    ) -> Result<Self, Failure> {
-        let slot = if hedge { args.content.scratch(span.number) } else { args.content.slot(span.number) };
-        let slot = slot.map_err(|why| storage_failure(&why))?;
-        Ok(Self { slot, crc: crc32fast::Hasher::new(), done: 0, span, started })
+    /// `None` when the piece is held already; see [`FetchArgs::slot`].
+    fn open(args: &FetchArgs, span: PieceSpan, started: Instant) -> Result<Option<Self>, Failure> {
+        let slot = args.slot(span)?;
+        Ok(slot.map(|slot| Self { slot, crc: crc32fast::Hasher::new(), done: 0, span, started }))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {

@@ -19,7 +19,6 @@ pub(super) async fn fetch(
     span: PieceSpan,
     parent: &Parent,
     ledger: Option<Crc>,
-    hedge: bool,
 ) -> Result<(), Failure> {
     let started = Instant::now();
     let address = parent
@@ -28,8 +27,7 @@ pub(super) async fn fetch(
     let key = args.content.key();
     let lent = lane(args, address, parent.ours).await?;
     // Before the request: an answer that nobody can take would break the lane for those behind it.
-    let slot = || if hedge { args.content.scratch(span.number) } else { args.content.slot(span.number) };
-    let mut slot = tokio::task::block_in_place(slot).map_err(|why| storage_failure(&why))?;
+    let Some(mut slot) = args.slot(span)? else { return Ok(()) };
     let ticket = lent
         .request(key.kind, &key.id, span)
         .map_err(|why| from_parent(address, &why.to_string(), why.class()))?;
