@@ -300,6 +300,20 @@ impl Host {
         self.daemon().engine().board.len()
     }
 
+    /// Waits until no task runs and nobody is left of those that ran; returns how many actors live then.
+    ///
+    /// # Errors
+    /// When that takes more than a minute.
+    pub async fn rests(&self) -> Result<usize, Waited> {
+        let engine = self.daemon().engine();
+        // All of a task's actors sit below its own seat.
+        let look = || {
+            let seats = engine.board.snapshot();
+            (seats.iter().filter(|seat| seat.path.starts_with("daemon/tasks/")).count(), seats.len())
+        };
+        wait::following(engine.board.changes(), look, |(busy, _)| *busy == 0).await.map(|(_, all)| all)
+    }
+
     /// Waits until no task runs, no more actors than `actors` live, and returns what lives then.
     ///
     /// # Errors

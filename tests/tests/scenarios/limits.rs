@@ -150,7 +150,8 @@ async fn a_task_that_does_not_fit_is_refused_with_numbers() {
     let status = host.get(&big.url, "big").await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     for number in [40 << 20, 16 << 20_u64] {
-        let spelled = [number.to_string(), format!("{} MiB", number >> 20), format!("{}.0 MiB", number >> 20)];
+        let spelled =
+            [number.to_string(), format!("{} MiB", number >> 20), format!("{}.0 MiB", number >> 20)];
         assert!(spelled.iter().any(|text| status.message().contains(text)), "no {number} in {status:?}");
     }
     assert!(!host.path("big").exists());
