@@ -218,4 +218,50 @@ mod tests {
             assert_eq!(status(&free, "/x/Call").await, None);
         }
     }
+
+    /// Calls a server of `router` on the network and returns the answer's head, as a client that has no clock of its own.
+    async fn call(
+        router: Router,
+        stop: &CancellationToken,
+        timeout: &str,
+    ) -> (JoinSet<()>, Response<Incoming>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut server = JoinSet::new();
+        server.spawn(accept(listener, router, stop.clone()));
+        let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut client, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = HttpRequest::post("http://daemon/x/Slow").header("grpc-timeout", timeout);
+        let response = client.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
+        // The connection ends with its last handle.
+        tokio::spawn(async move {
+            std::future::pending::<()>().await;
+            drop(client)
+        });
+        (server, response)
+    }
+
+    #[tokio::test]
+    async fn a_named_timeout_cuts_no_call() {
+        let slow = || async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            "late"
+        };
+        let stop = CancellationToken::new();
+        // One millisecond.
+        let (_server, response) = call(Router::new().route("/x/Slow", post(slow)), &stop, "1m").await;
+        assert_eq!((response.status(), response.headers().get("grpc-status")), (StatusCode::OK, None));
+    }
+
+    #[tokio::test]
+    async fn streams_without_end_are_cut_off_when_the_server_stops() {
+        let endless = || async { Body::from_stream(futures_util::stream::pending::<io::Result<&str>>()) };
+        let stop = CancellationToken::new();
+        let (server, response) = call(Router::new().route("/x/Slow", post(endless)), &stop, "1S").await;
+        tokio::time::pause();
+        stop.cancel();
+        server.join_all().await;
+        drop(response);
+    }
 }

@@ -26,4 +26,6 @@ mod socket;
 pub mod stream;
 pub mod task;
 pub mod tasks;
+#[cfg(test)]
+mod testing;
 pub mod upload;

@@ -85,3 +85,51 @@ impl Live {
         self.len() == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::ParentView;
+    use crate::testing::key;
+
+    #[test]
+    fn a_run_that_was_replaced_neither_shows_nor_ends_the_new_one() {
+        let (live, key) = (Live::default(), key('a'));
+        let (first, second): (PeerId, PeerId) = ("first".into(), "second".into());
+        live.insert(&key, &first);
+        let over = live.until_over(&key).unwrap();
+        live.insert(&key, &second);
+        assert!(over.is_cancelled());
+        let over = live.until_over(&key).unwrap();
+        live.show(&key, &first, TaskView { clients: 9, ..TaskView::default() });
+        live.remove(&key, &first);
+        assert_eq!(live.view(&key).unwrap().clients, 0);
+        assert!(!over.is_cancelled());
+        let parent = ParentView {
+            id: "p".into(),
+            address: "10.0.0.1:4005".to_owned(),
+            ours: true,
+            banned: false,
+            fetches: 1,
+            pieces: 2,
+            bytes: 3,
+        };
+        live.show(&key, &second, TaskView { clients: 2, parents: vec![parent], ..TaskView::default() });
+        assert_eq!(live.view(&key).unwrap().clients, 2);
+        assert_eq!(live.parent_address(&key, &"p".into()).as_deref(), Some("10.0.0.1:4005"));
+        assert_eq!(live.parent_address(&key, &"q".into()), None);
+        live.remove(&key, &second);
+        assert!(over.is_cancelled() && live.is_empty());
+    }
+
+    #[test]
+    fn a_crash_of_the_registry_ends_every_run() {
+        let live = Live::default();
+        live.insert(&key('a'), &"p".into());
+        live.insert(&key('b'), &"p".into());
+        let over = live.until_over(&key('b')).unwrap();
+        assert_eq!(live.len(), 2);
+        live.clear();
+        assert!(over.is_cancelled() && live.until_over(&key('a')).is_none());
+    }
+}

@@ -11,6 +11,8 @@ pub(crate) mod message;
 mod own;
 pub(crate) mod stat;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -57,6 +59,11 @@ fn caller(extensions: &http::Extensions) -> Result<Arc<Caller>, Status> {
 fn caller_of<T>(request: &tonic::Request<T>) -> Result<Arc<Caller>, Status> {
     let caller = request.extensions().get::<Arc<Caller>>().cloned();
     caller.ok_or_else(|| Status::unauthenticated("caller unknown"))
+}
+
+/// On whose behalf content is fetched. A uid of another mount namespace names nobody here: it may be anybody's.
+fn owner(caller: &Caller) -> Option<u32> {
+    caller.native.then_some(caller.uid)
 }
 
 /// Deleting, pausing and the like need a uid that fetched or imported the task, the daemon's own, or root's.

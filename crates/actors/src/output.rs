@@ -95,3 +95,6 @@ fn name(way: OutputWay) -> &'static str {
         OutputWay::Copy => "copy",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,3 +32,27 @@ impl Receipts {
         self.0.lock().0.get(peer).cloned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receipt(bytes: u64) -> Receipt {
+        Receipt { origin_bytes: bytes, ..Receipt::default() }
+    }
+
+    #[test]
+    fn the_oldest_receipts_are_forgotten_and_a_later_one_replaces_the_former() {
+        let receipts = Receipts::default();
+        for number in 0..=KEPT {
+            receipts.put(number.to_string(), receipt(1));
+        }
+        assert_eq!(receipts.get("0"), None);
+        receipts.put("1".to_owned(), receipt(2));
+        receipts.put("1".to_owned(), receipt(3));
+        assert_eq!(receipts.get("1"), Some(receipt(3)));
+        assert!(receipts.get(&KEPT.to_string()).is_some());
+        let kept = receipts.0.lock();
+        assert_eq!((kept.0.len(), kept.1.len()), (KEPT, KEPT));
+    }
+}

@@ -211,3 +211,6 @@ pub async fn remote(
         ReceiverStream::new(items).filter_map(move |item| item.map(|item| teller.message(&item)).transpose());
     Ok(Box::pin(tokio_stream::iter(head.map(Ok)).chain(tail)))
 }
+
+#[cfg(test)]
+mod tests;

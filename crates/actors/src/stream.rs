@@ -8,6 +8,7 @@
 
 mod deliver;
 mod item;
+mod join;
 mod verdict;
 
 use std::sync::Arc;

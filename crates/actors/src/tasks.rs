@@ -365,3 +365,6 @@ impl Actor for Tasks {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 mod counts;
 pub mod provider;
 mod service;
+#[cfg(test)]
+mod tests;
 
 pub use counts::{Count, Uploading, Uploads};
 pub use service::UploadService;

@@ -105,3 +105,67 @@ impl<M: Message> std::fmt::Debug for Address<M> {
         write!(f, "Address({})", self.name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ractor::{Actor, ActorProcessingErr};
+
+    use super::*;
+
+    /// Answers some questions, and keeps the others open.
+    struct Oracle;
+
+    #[derive(Debug)]
+    enum Question {
+        Answered(RpcReplyPort<u32>),
+        Kept(RpcReplyPort<u32>),
+        Dropped(RpcReplyPort<u32>),
+    }
+
+    impl Actor for Oracle {
+        type Msg = Question;
+        type State = Vec<RpcReplyPort<u32>>;
+        type Arguments = ();
+
+        async fn pre_start(&self, _: ActorRef<Question>, (): ()) -> Result<Self::State, ActorProcessingErr> {
+            Ok(Vec::new())
+        }
+
+        async fn handle(
+            &self,
+            _: ActorRef<Question>,
+            question: Question,
+            kept: &mut Self::State,
+        ) -> Result<(), ActorProcessingErr> {
+            match question {
+                Question::Answered(reply) => drop(reply.send(42)),
+                Question::Kept(reply) => kept.push(reply),
+                Question::Dropped(reply) => drop(reply),
+            }
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn questions_end_one_way_or_another() {
+        let (address, soon) = (Address::new("oracle"), Duration::from_secs(1));
+        assert_eq!(address.ask(soon, Question::Answered).await, Err(AskError::Absent("oracle")));
+        let (cast, mut heard) = tokio::sync::oneshot::channel();
+        address.cast(Question::Answered(cast.into()));
+        assert!(heard.try_recv().is_err(), "said to nobody");
+
+        let (oracle, ended) = Actor::spawn(None, Oracle, ()).await.unwrap();
+        let copy = address.clone();
+        address.set(oracle.clone());
+        assert_eq!(copy.ask(soon, Question::Answered).await, Ok(42));
+        assert_eq!(copy.ask(soon, Question::Kept).await, Err(AskError::Timeout("oracle")));
+        assert_eq!(copy.ask(soon, Question::Dropped).await, Err(AskError::Absent("oracle")));
+        oracle.stop(None);
+        ended.await.unwrap();
+        assert_eq!(copy.ask(soon, Question::Answered).await, Err(AskError::Absent("oracle")));
+        address.clear();
+        assert!(copy.get().is_none());
+        assert_eq!(format!("{copy:?}"), "Address(oracle)");
+        assert!(AskError::Timeout("oracle").to_string().contains("did not answer in time"));
+    }
+}

@@ -64,3 +64,32 @@ impl Faults {
         assert!(!due, "injected panic in {kind}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn armed_panics_happen_as_often_as_armed_and_nothing_else_does() {
+        let faults = Faults::armable();
+        faults.point("a");
+        let waiting = {
+            let faults = faults.clone();
+            tokio::spawn(async move { faults.wait("a").await })
+        };
+        faults.arm("a", 2);
+        waiting.await.unwrap();
+        for _ in 0..2 {
+            let faults = faults.clone();
+            assert!(tokio::spawn(async move { faults.point("a") }).await.unwrap_err().is_panic());
+        }
+        faults.point("a");
+        assert_eq!(faults.armed("a"), 0);
+        let never = Faults::default();
+        never.arm("a", 1);
+        never.point("a");
+        assert_eq!(never.armed("a"), 0);
+        let wait = tokio::time::timeout(std::time::Duration::from_millis(1), never.wait("a"));
+        assert!(wait.await.is_err());
+    }
+}

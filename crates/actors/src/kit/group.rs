@@ -314,4 +314,59 @@ mod tests {
         assert!(board.is_empty());
         assert!(stop.is_cancelled());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_child_that_does_not_start_is_tried_again_with_pauses_that_grow() {
+        let (faults, stop, starts) =
+            (Faults::armable(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+        let tries = Arc::new(AtomicU32::new(0));
+        let inner = counting(&faults, &stop, &starts);
+        let counted = Arc::clone(&tries);
+        let unwilling = Child::new("unwilling", move |parent| {
+            let (number, inner) = (counted.fetch_add(1, Ordering::SeqCst), inner.clone());
+            async move {
+                // Starts, crashes, cannot be started five times, starts.
+                if (1..=5).contains(&number) {
+                    return Err(SpawnErr::StartupFailed("not yet".into()));
+                }
+                (inner.start)(parent).await
+            }
+        });
+        let (root, ended) = Actor::spawn(None, Group, group(vec![unwilling], &faults, &stop)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        faults.arm("counted", 1);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let early = tries.load(Ordering::SeqCst);
+        assert!((2..=4).contains(&early), "{early} tries within 300 ms");
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert_eq!(tries.load(Ordering::SeqCst), 7);
+        assert_eq!(starts.load(Ordering::SeqCst), 2);
+        root.stop(None);
+        ended.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_that_cannot_start_leaves_nothing_running() {
+        let (faults, stop, starts) =
+            (Faults::default(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+        let impossible = Child::new("impossible", |_| async { Err(SpawnErr::StartupFailed("never".into())) });
+        let mut args = group(vec![], &faults, &stop);
+        let board = args.board.clone();
+        let running = Child::service(ServiceArgs {
+            name: "running",
+            path: "test/running".to_owned(),
+            board: board.clone(),
+            faults: faults.clone(),
+            stop: stop.clone(),
+            run: ServiceArgs::run(|stop| async move {
+                stop.cancelled().await;
+                Ok(())
+            }),
+        });
+        args.children = vec![running, counting(&faults, &stop, &starts), impossible];
+        assert!(Actor::spawn(None, Group, args).await.is_err());
+        let mut seats = board.changes();
+        let left = tokio::time::timeout(Duration::from_secs(5), seats.wait_for(|seats| *seats == 0)).await;
+        assert!(left.is_ok(), "{:?}", board.snapshot());
+    }
 }

@@ -42,3 +42,64 @@ impl Drop for Timer {
         self.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+    use ractor::{Actor, ActorProcessingErr};
+
+    use super::*;
+
+    struct Heard;
+
+    impl Actor for Heard {
+        type Msg = u32;
+        type State = Arc<Mutex<Vec<u32>>>;
+        type Arguments = Self::State;
+
+        async fn pre_start(
+            &self,
+            _: ActorRef<u32>,
+            heard: Self::State,
+        ) -> Result<Self::State, ActorProcessingErr> {
+            Ok(heard)
+        }
+
+        async fn handle(
+            &self,
+            _: ActorRef<u32>,
+            word: u32,
+            heard: &mut Self::State,
+        ) -> Result<(), ActorProcessingErr> {
+            heard.lock().push(word);
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_last_message_comes_and_none_after_the_owner_has_gone() {
+        let heard = Arc::<Mutex<Vec<u32>>>::default();
+        let (actor, _) = Actor::spawn(None, Heard, Arc::clone(&heard)).await.unwrap();
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut timer = Timer::default();
+        assert!(!timer.is_set());
+        timer.set(&actor, start + second, 1);
+        // The same time: the first message stands.
+        timer.set(&actor, start + second, 2);
+        tokio::time::sleep(2 * second).await;
+        assert_eq!(*heard.lock(), [1]);
+        timer.set(&actor, start + 3 * second, 3);
+        timer.set(&actor, start + 4 * second, 4);
+        tokio::time::sleep(3 * second).await;
+        assert_eq!(*heard.lock(), [1, 4]);
+        timer.set(&actor, start + 6 * second, 5);
+        assert!(timer.is_set());
+        drop(timer);
+        tokio::time::sleep(5 * second).await;
+        assert_eq!(*heard.lock(), [1, 4]);
+        actor.stop(None);
+    }
+}

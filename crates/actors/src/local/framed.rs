@@ -20,8 +20,8 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::caller;
 use super::message::Teller;
+use super::{caller, owner};
 use crate::engine::Engine;
 use crate::request;
 use crate::stream::{Item, Started, Telling};
@@ -89,7 +89,7 @@ async fn start_download(
     let engine = &framing.engine;
     let output = request::output(engine, &caller, &download).await?;
     let content = download.need_piece_content;
-    let prepared = request::prepare(engine, download, Some(caller.uid))?;
+    let prepared = request::prepare(engine, download, owner(&caller))?;
     let teller = Teller::new(engine.identity.host_id.to_string(), prepared.key.id.to_string());
     Ok((request::start(engine, prepared, Telling::Pieces { content }, output), teller))
 }
@@ -122,7 +122,7 @@ async fn start_reading(
             "ReadTask has no output: use DownloadTask to write to output_path",
         ));
     }
-    let prepared = request::prepare(&framing.engine, download, Some(caller.uid))?;
+    let prepared = request::prepare(&framing.engine, download, owner(&caller))?;
     let task = prepared.key.id.to_string();
     Ok((request::start(&framing.engine, prepared, Telling::Ordered, None), task))
 }

@@ -8,21 +8,27 @@ use damselfly_api::common::v2::{Piece, TrafficType};
 use damselfly_api::damselfly::v1::{Receipt, ReceiptParent};
 use damselfly_core::download::Source;
 use damselfly_core::{ByteRange, Content, Geometry, PeerId, PieceSet, RangeSpec};
-use damselfly_storage::{PieceRef, TaskContent};
+use damselfly_storage::{PieceRef, Pin, TaskContent};
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::item::{Item, Started};
+use super::join::{Joined, join};
 use super::{StreamArgs, Telling, verdict};
 use crate::metrics::Traffic;
 use crate::progress::ProgressEvent;
 use crate::task::wire;
-use crate::tasks::{ASK, Membership, TasksMsg};
+use crate::tasks::Membership;
+
+/// How long after a client's deadline its task may take to say so.
+const LATE: Duration = Duration::from_secs(30);
 
 /// What one client has seen so far.
 struct Follower<'a> {
     args: &'a StreamArgs,
     content: Arc<TaskContent>,
+    /// Until the output is in place: the supervisor may be gone by then.
+    _pin: Pin,
     membership: Membership,
     began: Instant,
     was_complete: bool,
@@ -54,19 +60,12 @@ struct Story {
 }
 
 pub(super) async fn deliver(args: &StreamArgs) -> Result<(), Status> {
-    let content = args.open()?;
-    // Looked at before joining: from then on the task's progress says where each piece comes from.
-    let (was_complete, held) = (content.is_complete(), content.pieces());
-    let asked = args
-        .engine
-        .tasks
-        .ask(ASK, |reply| TasksMsg::Join(Arc::clone(&content), Box::new(args.wish.clone()), reply));
-    let joined = asked.await.map_err(|why| Status::unavailable(why.to_string()))?;
-    let membership = joined.map_err(|why| Status::resource_exhausted(why.to_string()))?;
+    let Joined { content, pin, membership, was_complete, held } = join(args).await?;
     args.seat.show(format!("waiting for the task, as {}", membership.peer_id));
     let mut follower = Follower {
         args,
         content,
+        _pin: pin,
         membership,
         began: Instant::now(),
         was_complete,
@@ -79,7 +78,7 @@ pub(super) async fn deliver(args: &StreamArgs) -> Result<(), Status> {
     };
     follower.tell_held(&held).await?;
     loop {
-        let event = follower.membership.events.next().await;
+        let event = follower.next().await?;
         if follower.take(event).await? {
             return follower.finish().await;
         }
@@ -87,6 +86,16 @@ pub(super) async fn deliver(args: &StreamArgs) -> Result<(), Status> {
 }
 
 impl Follower<'_> {
+    /// What happens next. The machine watches the client's deadline; this one is for a machine that does not.
+    async fn next(&mut self) -> Result<ProgressEvent, Status> {
+        let event = self.membership.events.next();
+        let Some(deadline) = self.args.wish.deadline else { return Ok(event.await) };
+        let late = self.args.engine.clock.instant(deadline) + LATE;
+        tokio::time::timeout_at(late, event).await.map_err(|_| {
+            Status::deadline_exceeded("the task did not end by the download's deadline; see the daemon's log")
+        })
+    }
+
     /// Takes one event; true when everything wanted is held.
     async fn take(&mut self, event: ProgressEvent) -> Result<bool, Status> {
         let me = self.membership.client;

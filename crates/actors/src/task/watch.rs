@@ -165,3 +165,6 @@ impl Actor for ParentWatch {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -312,3 +312,6 @@ pub fn duration(duration: Duration) -> Option<prost_types::Duration> {
 pub fn duration_from(duration: Option<prost_types::Duration>) -> Option<Duration> {
     duration.and_then(|duration| Duration::try_from(duration).ok())
 }
+
+#[cfg(test)]
+mod tests;
