@@ -87,6 +87,9 @@ impl Node {
     /// Starts a daemon whose home is `home`, with default ports unless `flags` say otherwise.
     pub(crate) async fn start(home: &Path, flags: &[&str]) -> Self {
         std::fs::create_dir_all(home.join("out")).unwrap();
+        // Else a machine whose disk is nearly full would evict what a test counts on.
+        std::fs::write(home.join("dfdaemon.yaml"), "gc:\n  policy:\n    distHighThresholdPercent: 99\n")
+            .unwrap();
         let arguments = [&["--home", home.to_str().unwrap()], flags].concat();
         let server = Server::start(env!("CARGO_BIN_EXE_dfdaemon"), &arguments, home).await;
         Self { server, home: home.to_owned() }

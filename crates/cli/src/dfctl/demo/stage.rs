@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use damselfly_actors::config::{Config, Directories, Overrides, PortOverrides};
 use damselfly_actors::daemon::{Daemon, DaemonOptions};
+use damselfly_scheduler::machine;
 use damselfly_scheduler::service::{Config as SchedulerConfig, GrpcOutbound, SchedulerService};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -63,8 +64,11 @@ impl Stage {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.map_err(|why| cannot("start the scheduler", &why))?;
         let address = listener.local_addr().map_err(|why| cannot("start the scheduler", &why))?.to_string();
+        let ring = vec![address.clone()];
+        // Nobody can have scheduled here before, so nothing is waited for.
+        let machine = machine::Config { fresh: true, ..machine::Config::default() };
         let config =
-            SchedulerConfig { address: address.clone(), ring: vec![address.clone()], ..Default::default() };
+            SchedulerConfig { machine, address: address.clone(), ring, ..SchedulerConfig::default() };
         let service = SchedulerService::start(config, Arc::new(GrpcOutbound::default()));
         let serving = tokio::spawn(service.serve(listener, std::future::pending()));
         self.scheduler = Some(serving.abort_handle());
