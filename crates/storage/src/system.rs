@@ -15,7 +15,8 @@ use crate::clock::{BootId, Moment};
 /// The file system's room, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Space {
-    /// Its size.
+    /// Its size, without what is reserved for others (root, a quota): counting that as used would call a file system
+    /// full that has room.
     pub(crate) total: u64,
     /// What an unprivileged writer may still fill.
     pub(crate) free: u64,
@@ -30,7 +31,9 @@ pub(crate) trait System: Debug + Send + Sync {
     fn space(&self, dir: &Path) -> io::Result<Space> {
         let stat = statvfs(dir)?;
         let unit = stat.f_frsize.max(1);
-        Ok(Space { total: stat.f_blocks.saturating_mul(unit), free: stat.f_bavail.saturating_mul(unit) })
+        // As df counts: what is used, and what may still be.
+        let total = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_add(stat.f_bavail);
+        Ok(Space { total: total.saturating_mul(unit), free: stat.f_bavail.saturating_mul(unit) })
     }
 
     /// Writes all of `bytes` at `offset`: every content byte and every sidecar byte passes here.
