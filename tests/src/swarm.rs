@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use damselfly_actors::config::{Config, Directories, Overrides, PortOverrides};
 use damselfly_actors::daemon::{Daemon, DaemonOptions, StartError};
-use damselfly_actors::kit::Faults;
+use damselfly_actors::kit::{Faults, Snapshot};
 use damselfly_api::common::v2::{Download, Piece};
 use damselfly_api::damselfly::v1::local_client::LocalClient;
 use damselfly_api::damselfly::v1::{GetReceiptRequest, Receipt, StatusRequest, StatusResponse};
@@ -124,9 +124,13 @@ impl Host {
             ..Overrides::default()
         };
         let directories = Directories::decide(0, |_| None, Some(&self.home)).expect("an absolute home");
-        Config::parse(&self.setup.yaml, Path::new("dfdaemon.yaml"), &overrides, directories)
-            .expect("valid YAML")
-            .config
+        let parsed = Config::parse(&self.setup.yaml, Path::new("dfdaemon.yaml"), &overrides, directories);
+        let mut config = parsed.expect("valid YAML").config;
+        if config.gc.disk_threshold.is_none() {
+            // Nothing is evicted because the machine's own disk is rather full.
+            (config.gc.disk_high_percent, config.gc.disk_low_percent) = (100, 100);
+        }
+        config
     }
 
     /// Starts the daemon (again) on the same home.
@@ -294,35 +298,19 @@ impl Host {
         wait::following(board.changes(), look, |seats| seats.iter().any(|seat| seat == path)).await.map(drop)
     }
 
-    /// How many actors live.
-    #[must_use]
-    pub fn actors(&self) -> usize {
-        self.daemon().engine().board.len()
-    }
-
-    /// Waits until no task runs and nobody is left of those that ran; returns how many actors live then.
+    /// Waits until no task runs and nobody is left of those that ran, farewells to schedulers included; returns how many
+    /// actors live then.
     ///
     /// # Errors
     /// When that takes more than a minute.
-    pub async fn rests(&self) -> Result<usize, Waited> {
+    pub async fn idles(&self) -> Result<usize, Waited> {
         let engine = self.daemon().engine();
-        // All of a task's actors sit below its own seat.
-        let look = || {
-            let seats = engine.board.snapshot();
-            (seats.iter().filter(|seat| seat.path.starts_with("daemon/tasks/")).count(), seats.len())
-        };
-        wait::following(engine.board.changes(), look, |(busy, _)| *busy == 0).await.map(|(_, all)| all)
-    }
-
-    /// Waits until no task runs, no more actors than `actors` live, and returns what lives then.
-    ///
-    /// # Errors
-    /// When that takes more than a minute.
-    pub async fn idles(&self, actors: usize) -> Result<(), Waited> {
-        let engine = self.daemon().engine();
-        let seats = engine.board.changes();
-        let look = || (engine.live.len(), engine.board.snapshot());
-        wait::following(seats, look, |(live, seats)| *live == 0 && seats.len() <= actors).await.map(drop)
+        wait::following(engine.live.changes(), || engine.live.len(), |live| *live == 0).await?;
+        // A task's actors sit below its own seat.
+        let look = || engine.board.snapshot();
+        let of_tasks = |path: &str| path.starts_with("daemon/tasks/");
+        let idle = |seats: &Vec<Snapshot>| !seats.iter().any(|seat| of_tasks(&seat.path));
+        Ok(wait::following(engine.board.changes(), look, idle).await?.len())
     }
 
     /// Downloads `url` to `name` in the host's home.

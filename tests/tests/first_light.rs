@@ -1,5 +1,7 @@
 //! One origin, a few daemons, real sockets and files.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use damselfly_tests::OriginServer;
 use damselfly_tests::swarm::Swarm;
 

@@ -1,6 +1,6 @@
 //! After many tasks with random cancels, descriptors, tasks and actors are back at the idle count (promise I6). Its own
 //! program, because descriptors are counted for the whole process.
-
+#![expect(clippy::unwrap_used, reason = "clippy.toml's leave does not reach the helpers of tests")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
@@ -89,13 +89,13 @@ async fn many_tasks_with_random_cancels_leave_nothing_behind() {
     many(&swarm, &origin, 0..40).await;
     let mut idle = Vec::new();
     for host in &swarm.hosts {
-        idle.push(host.rests().await.unwrap());
+        idle.push(host.idles().await.unwrap());
     }
     let before = descriptors(&store);
     many(&swarm, &origin, 40..40 + tasks).await;
     for (host, idle) in swarm.hosts.iter().zip(idle) {
-        host.idles(idle).await.unwrap();
-        assert_eq!(host.daemon().engine().live.len(), 0);
+        let after = host.idles().await.unwrap();
+        assert!(after <= idle, "{after} actors live, {idle} when idle before");
     }
     let after = descriptors(&store);
     println!("descriptors before and after {tasks} tasks: {before:?} {after:?}");
