@@ -1,6 +1,5 @@
 //! After many tasks with random cancels, descriptors, tasks and actors are back at the idle count (promise I6). Its own
 //! program, because descriptors are counted for the whole process.
-#![expect(clippy::unwrap_used, reason = "clippy.toml's leave does not reach the helpers of tests")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use damselfly_core::{PeerId, TaskKey};
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::task::TaskView;
@@ -17,38 +18,47 @@ struct Running {
 
 /// One entry per live supervisor: what it shows, and a token that is cancelled when it ends.
 #[derive(Debug, Default)]
-pub struct Live(RwLock<HashMap<TaskKey, Running>>);
+pub struct Live {
+    all: RwLock<HashMap<TaskKey, Running>>,
+    /// How many there are.
+    count: watch::Sender<usize>,
+}
 
 impl Live {
     /// A supervisor starts, as `peer`.
     pub fn insert(&self, key: &TaskKey, peer: &PeerId) {
         let running =
             Running { peer: peer.clone(), view: TaskView::default(), over: CancellationToken::new() };
-        if let Some(former) = self.0.write().insert(key.clone(), running) {
+        let mut all = self.all.write();
+        if let Some(former) = all.insert(key.clone(), running) {
             former.over.cancel();
         }
+        self.count.send_replace(all.len());
     }
 
     /// A supervisor ends; nothing happens if another one runs as another peer already.
     pub fn remove(&self, key: &TaskKey, peer: &PeerId) {
-        let mut all = self.0.write();
+        let mut all = self.all.write();
         if all.get(key).is_some_and(|running| running.peer == *peer)
             && let Some(running) = all.remove(key)
         {
             running.over.cancel();
         }
+        self.count.send_replace(all.len());
     }
 
     /// Every supervisor is gone: the registry that knew them crashed or stops.
     pub fn clear(&self) {
-        for (_, running) in self.0.write().drain() {
+        let mut all = self.all.write();
+        for (_, running) in all.drain() {
             running.over.cancel();
         }
+        self.count.send_replace(0);
     }
 
     /// Shows what the supervisor is doing.
     pub fn show(&self, key: &TaskKey, peer: &PeerId, view: TaskView) {
-        if let Some(running) = self.0.write().get_mut(key).filter(|running| running.peer == *peer) {
+        if let Some(running) = self.all.write().get_mut(key).filter(|running| running.peer == *peer) {
             running.view = view;
         }
     }
@@ -56,13 +66,13 @@ impl Live {
     /// What the supervisor of `key` shows, if one lives.
     #[must_use]
     pub fn view(&self, key: &TaskKey) -> Option<TaskView> {
-        self.0.read().get(key).map(|running| running.view.clone())
+        self.all.read().get(key).map(|running| running.view.clone())
     }
 
     /// Where the supervisor of `key` fetches from `parent`.
     #[must_use]
     pub fn parent_address(&self, key: &TaskKey, parent: &PeerId) -> Option<String> {
-        let all = self.0.read();
+        let all = self.all.read();
         let shown = all.get(key)?.view.parents.iter().find(|shown| shown.id == *parent)?;
         Some(shown.address.clone())
     }
@@ -70,13 +80,19 @@ impl Live {
     /// A token that is cancelled when the supervisor of `key` ends; `None` when none lives.
     #[must_use]
     pub fn until_over(&self, key: &TaskKey) -> Option<CancellationToken> {
-        self.0.read().get(key).map(|running| running.over.clone())
+        self.all.read().get(key).map(|running| running.over.clone())
+    }
+
+    /// Follows how many supervisors live.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
     }
 
     /// How many supervisors live.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.read().len()
+        self.all.read().len()
     }
 
     /// Whether no supervisor lives.

@@ -94,7 +94,8 @@ async fn peers_that_hold_everything_do_without_an_origin() {
     origin.kill().await;
     let (first, second) =
         tokio::join!(swarm.hosts[1].get(&blob.url, "out"), swarm.hosts[2].get(&blob.url, "out"));
-    (first.unwrap(), second.unwrap());
+    first.unwrap();
+    second.unwrap();
     for host in &swarm.hosts {
         blob.pattern.check_file(host.path("out")).unwrap();
     }
@@ -115,7 +116,8 @@ async fn hosts_that_hold_halves_complete_each_other_after_the_origin_died() {
     origin.kill().await;
     let (first, second) =
         tokio::join!(swarm.hosts[0].get(&blob.url, "out"), swarm.hosts[1].get(&blob.url, "out"));
-    (first.unwrap(), second.unwrap());
+    first.unwrap();
+    second.unwrap();
     for host in &swarm.hosts {
         blob.pattern.check_file(host.path("out")).unwrap();
     }

@@ -34,7 +34,8 @@ async fn two_cold_hosts_share_one_fetch_of_unknown_length() {
     origin.set(&blob, Behaviour::chunked());
     let (first, second) =
         tokio::join!(swarm.hosts[0].get(&blob.url, "out"), swarm.hosts[1].get(&blob.url, "out"));
-    (first.unwrap(), second.unwrap());
+    first.unwrap();
+    second.unwrap();
     for host in &swarm.hosts {
         blob.pattern.check_file(host.path("out")).unwrap();
     }
