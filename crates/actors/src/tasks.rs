@@ -248,7 +248,8 @@ impl TasksState {
             }
             _ => None,
         };
-        let unserved: Vec<Joining> = match left {
+        let mut crashed = false;
+        let unserved: Vec<Joining> = match &left {
             Some(state) => {
                 let late = |joining: &&Joining| !state.joined().contains(&joining.client.id);
                 entry.clients.values().filter(late).cloned().collect()
@@ -256,16 +257,18 @@ impl TasksState {
             // Crashed, or killed: whoever was served already hears nothing of a second time.
             None => {
                 entry.crashes += 1;
-                if entry.crashes >= RUNS {
-                    entry.progress.publish(ProgressEvent::Crashed);
-                    Vec::new()
-                } else {
-                    entry.clients.values().cloned().collect()
-                }
+                crashed = entry.crashes >= RUNS;
+                if crashed { Vec::new() } else { entry.clients.values().cloned().collect() }
             }
         };
         if unserved.is_empty() {
+            let progress = Arc::clone(&entry.progress);
             self.forget(&key);
+            if crashed {
+                progress.publish(ProgressEvent::Crashed);
+            }
+            // The former supervisor leaves the board only now: whoever watches it sees the task gone.
+            drop(left);
             return;
         }
         self.engine.live.remove(&key, &entry.peer_id);
@@ -282,8 +285,8 @@ impl TasksState {
             }
             Err(why) => {
                 tracing::error!(%key, %why, "cannot restart task");
-                progress.publish(ProgressEvent::Crashed);
                 self.forget(&key);
+                progress.publish(ProgressEvent::Crashed);
             }
         }
     }
