@@ -36,6 +36,9 @@ pub use outbound::{GrpcOutbound, Outbound, OutboundError};
 use crate::machine::{self, Answer, Counters, Effect, Ending, Event, HoldId, Scheduler, Snapshot, StreamId};
 use stream::Outlet;
 
+/// Streams of one connection.
+const MAX_STREAMS: u32 = 16_384;
+
 /// What a scheduler needs to be told.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -154,6 +157,8 @@ impl SchedulerService {
         let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
         let service = self.clone();
         tonic::transport::Server::builder()
+            // A daemon has one stream per running task.
+            .max_concurrent_streams(Some(MAX_STREAMS))
             .http2_keepalive_interval(Some(Duration::from_secs(60)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .add_routes(routes)

@@ -265,11 +265,7 @@ pub(crate) fn engine(
     options: EngineOptions,
 ) -> Result<Arc<Engine>, StartError> {
     Ok(Arc::new(Engine {
-        machine: MachineConfig {
-            max_schedule_count: config.scheduler.max_schedule_count,
-            max_in_flight: config.download.concurrent_piece_count.max(1) as usize * 2,
-            ..machine_defaults(config.backend.max_retries)
-        },
+        machine: machine_config(&config),
         identity,
         clock: Clock::start(),
         store,
@@ -295,11 +291,19 @@ pub(crate) fn engine(
     }))
 }
 
-/// The machine as it is without configuration, but for how often it tries an origin.
-fn machine_defaults(origin_retries: Option<u32>) -> MachineConfig {
+/// The machine with what the configuration says of it.
+fn machine_config(config: &Config) -> MachineConfig {
     let machine = MachineConfig::default();
-    let origin_tries = origin_retries.map_or(machine.origin_tries, |retries| retries.saturating_add(1));
-    MachineConfig { origin_tries, ..machine }
+    let most = config.download.concurrent_piece_count.max(1) as usize;
+    let retries = config.backend.max_retries;
+    MachineConfig {
+        max_schedule_count: config.scheduler.max_schedule_count,
+        max_in_flight: most,
+        origin_window: machine.origin_window.min(most),
+        origin_window_shared: machine.origin_window_shared.min(most),
+        origin_tries: retries.map_or(machine.origin_tries, |retries| retries.saturating_add(1)),
+        ..machine
+    }
 }
 
 /// A limit of hundreds of gigabits is none; leaving it out saves every buffer a visit.
