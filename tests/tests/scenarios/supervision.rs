@@ -165,11 +165,11 @@ async fn in_the_pool_it_costs_the_connections() {
 async fn in_the_registry_it_costs_the_clients_that_wait() {
     let mut scene = Scene::new().await;
     let blob = scene.origin.blob(PIECE, 10);
-    scene.faults.arm("tasks", 1);
-    let status = scene.victim().get(&blob.url, "out").await.unwrap_err();
+    let host = scene.victim();
+    let (back, got) = tokio::join!(host.panics("tasks", "daemon/tasks"), host.get(&blob.url, "out"));
+    back.unwrap();
+    let status = got.unwrap_err();
     assert!(matches!(status.code(), Code::Internal | Code::Unavailable), "{status:?}");
-    assert_eq!(scene.faults.armed("tasks"), 0);
-    scene.victim().shows("daemon/tasks").await.unwrap();
     scene.gets(&blob, "out").await;
     scene.serves_the_next_downloads(10).await;
     scene.ends().await;
