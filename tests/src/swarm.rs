@@ -273,29 +273,26 @@ impl Host {
         wait::following(cluster.changes(), || cluster.schedulers(), healthy).await.map(drop)
     }
 
-    /// Arms a panic in the running service of `kind`, and waits until it has happened and the service is back on the
-    /// board at `path`.
+    /// Arms a panic in the actor of `kind`, and waits until it has happened and the actor is back on the board at `path`.
     ///
     /// # Errors
     /// When that takes more than a minute.
     pub async fn panics(&self, kind: &'static str, path: &str) -> Result<(), Waited> {
-        let (board, faults) = (&self.daemon().engine().board, &self.setup.faults);
-        let changes = board.changes();
-        faults.arm(kind, 1);
-        let look = || (faults.armed(kind), board.snapshot().into_iter().any(|seat| seat.path == path));
-        // It leaves the board after the panic and before it is started again.
-        wait::following(changes.clone(), look, |(armed, there)| *armed == 0 && !there).await?;
-        wait::following(changes, look, |(_, there)| *there).await.map(drop)
+        let back = self.comes_back(path);
+        let arm = async { self.setup.faults.arm(kind, 1) };
+        tokio::join!(biased; back, arm).0
     }
 
-    /// Waits until an actor is on the board at `path`.
+    /// Waits until an actor has left the board at `path` and another one has taken its place.
     ///
     /// # Errors
     /// When that takes more than a minute.
-    pub async fn shows(&self, path: &str) -> Result<(), Waited> {
+    pub async fn comes_back(&self, path: &str) -> Result<(), Waited> {
         let board = &self.daemon().engine().board;
-        let look = || board.snapshot().into_iter().map(|seat| seat.path).collect::<Vec<_>>();
-        wait::following(board.changes(), look, |seats| seats.iter().any(|seat| seat == path)).await.map(drop)
+        let look =
+            || board.snapshot().into_iter().filter(|seat| seat.path == path).map(|seat| seat.number).max();
+        let before = look();
+        wait::following(board.changes(), look, |now| *now > before).await.map(drop)
     }
 
     /// Waits until no task runs and nobody is left of those that ran, farewells to schedulers included; returns how many

@@ -236,10 +236,13 @@ async fn in_the_group_of_listeners_it_costs_their_restart() {
     let mut scene = Scene::new().await;
     let host = scene.victim();
     // The group's handler runs when it starts a child again.
-    scene.faults.arm("group", 1);
-    host.panics("health", "daemon/listeners/health").await.unwrap();
-    host.shows("daemon/listeners/grpc-local").await.unwrap();
-    assert_eq!(scene.faults.armed("group"), 0);
+    let (group, child, ()) = tokio::join!(
+        host.panics("group", "daemon/listeners"),
+        host.comes_back("daemon/listeners/grpc-local"),
+        async { scene.faults.arm("health", 1) },
+    );
+    group.unwrap();
+    child.unwrap();
     assert!(http(host.daemon().ports().health, "/healthy").await.starts_with("HTTP/1.1 200"));
     scene.serves_the_next_downloads(18).await;
     scene.ends().await;

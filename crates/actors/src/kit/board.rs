@@ -9,6 +9,8 @@ use tokio::sync::watch;
 /// One actor's line on the board.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
+    /// Its seat's number: no other actor of this daemon ever had it.
+    pub number: u64,
     /// Where the actor hangs in the supervision tree: names joined by `/`.
     pub path: String,
     /// What it is doing, in a few words.
@@ -46,11 +48,11 @@ impl Board {
     /// Takes a seat for an actor; dropping the seat leaves the board, however the actor ends.
     #[must_use]
     pub fn sit(&self, path: impl Into<String>) -> Seat {
-        let snapshot = Snapshot { path: path.into(), state: String::new() };
+        let path = path.into();
         let number = self.0.change(|seats| {
             let number = seats.next;
             seats.next += 1;
-            seats.taken.insert(number, snapshot);
+            seats.taken.insert(number, Snapshot { number, path, state: String::new() });
             number
         });
         Seat { board: self.clone(), number }
@@ -115,7 +117,7 @@ mod tests {
         let a = board.sit("daemon/b");
         let b = board.sit("daemon/a");
         a.show("busy");
-        assert_eq!(board.snapshot()[1], Snapshot { path: "daemon/b".into(), state: "busy".into() });
+        assert_eq!(board.snapshot()[1], Snapshot { number: 0, path: "daemon/b".into(), state: "busy".into() });
         drop(a);
         assert_eq!(board.len(), 1);
         drop(b);
