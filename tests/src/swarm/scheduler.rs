@@ -81,7 +81,7 @@ impl TestScheduler {
     pub async fn kill(&mut self) {
         if let Some((runtime, service)) = self.running.take() {
             drop(service);
-            super::end(runtime).await;
+            super::host::end(runtime).await;
         }
     }
 
