@@ -30,7 +30,10 @@ fn stage() -> Stage {
     let dir = tempfile::tempdir().expect("a directory");
     std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("ours");
     let program = dir.path().join("program");
-    std::fs::copy(std::env::current_exe().expect("known"), &program).expect("room");
+    // Copied by another process: a descriptor of ours open for writing would be inherited by whatever another test
+    // starts at this moment, and the program could not be run ("text file busy").
+    let copied = Command::new("cp").arg(std::env::current_exe().expect("known")).arg(&program).status();
+    assert!(copied.expect("cp runs").success(), "no room for the program");
     std::fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("ours");
     Stage { dir, program }
 }
