@@ -113,6 +113,8 @@ fn arguments() -> Vec<&'static str> {
     arguments.extend(["--skip-clean", "--target-dir", FOLDER, "--out", "json", "--output-dir", FOLDER]);
     arguments.extend(["--exclude-files", "crates/api/src/gen/*", "target/*", "tests/*", "fuzz/*"]);
     arguments.extend(["--timeout", TIMEOUT, "--color", "never", "--avoid-cfg-tarpaulin"]);
+    // The programs are run by tests as processes of their own.
+    arguments.push("--follow-exec");
     // Counters need no debug information, which would be most of what is built.
     arguments.push("--rustflags=-Cdebuginfo=0");
     // The privileged tests count too, where they can run.

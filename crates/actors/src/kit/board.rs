@@ -117,7 +117,10 @@ mod tests {
         let a = board.sit("daemon/b");
         let b = board.sit("daemon/a");
         a.show("busy");
-        assert_eq!(board.snapshot()[1], Snapshot { number: 0, path: "daemon/b".into(), state: "busy".into() });
+        assert_eq!(
+            board.snapshot()[1],
+            Snapshot { number: 0, path: "daemon/b".into(), state: "busy".into() }
+        );
         drop(a);
         assert_eq!(board.len(), 1);
         drop(b);

@@ -26,6 +26,10 @@ pub(crate) struct Server {
 pub(crate) fn command(program: &str, arguments: &[&str], home: &Path) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("HOME", home).env("XDG_STATE_HOME", home).env("TZ", "UTC");
+    // Where a measured program writes what of it has run.
+    if let Some(profile) = std::env::var_os("LLVM_PROFILE_FILE") {
+        command.env("LLVM_PROFILE_FILE", profile);
+    }
     command.kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
