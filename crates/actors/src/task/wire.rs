@@ -71,9 +71,6 @@ pub fn from_response(response: AnnouncePeerResponse) -> (Vec<FromScheduler>, Vec
     match response.response {
         Some(Response::EmptyTaskResponse(_)) => all.push(FromScheduler::Empty),
         Some(Response::NormalTaskResponse(normal)) => {
-            if all.is_empty() {
-                all.extend(facts_of(&normal.candidate_parents));
-            }
             parents = normal.candidate_parents.iter().filter_map(parent).collect();
             all.push(FromScheduler::Parents(parents.iter().map(Parent::info).collect()));
         }
@@ -86,24 +83,6 @@ pub fn from_response(response: AnnouncePeerResponse) -> (Vec<FromScheduler>, Vec
         None => {}
     }
     (all, parents)
-}
-
-/// What Dragonfly's scheduler lets on about the content: its length, from which every peer derives the same pieces. It
-/// serves clients that may not ask the origin themselves.
-fn facts_of(parents: &[common::Peer]) -> Option<FromScheduler> {
-    let foreign =
-        parents.iter().filter(|peer| peer.host.as_ref().is_some_and(|host| host.incarnation.is_none()));
-    let task = foreign.filter_map(|peer| peer.task.as_ref()).find(|task| task.content_length > 0)?;
-    let geometry = Geometry::derived(task.content_length).ok()?;
-    // Cut otherwise, by a piece length that its first user named: that one is not told here.
-    (task.piece_count == geometry.piece_count()).then(|| {
-        let learned = Learned {
-            content_length: Some(task.content_length),
-            piece_length: geometry.piece_length(),
-            ..Learned::default()
-        };
-        FromScheduler::Facts(Facts { learned: Some(learned), first: 0, crcs: Vec::new() })
-    })
 }
 
 fn lease_from(lease: ours::Lease) -> Lease {

@@ -153,21 +153,3 @@ fn what_is_restated_can_be_read_back() {
     assert_eq!(validator_from(restated.validator.unwrap()), validator);
     assert_eq!(duration_from(duration(Duration::MAX)), None);
 }
-
-#[test]
-fn dragonflys_parents_tell_the_length_unless_the_pieces_are_cut_otherwise() {
-    let told = |content_length, piece_count, incarnation| {
-        let task = common::Task { content_length, piece_count, ..common::Task::default() };
-        let mut peer = common::Peer { task: Some(task), ..peer() };
-        peer.host.as_mut().unwrap().incarnation = incarnation;
-        let normal = sched::NormalTaskResponse { candidate_parents: vec![peer] };
-        let response = Some(Response::NormalTaskResponse(normal));
-        from_response(AnnouncePeerResponse { response, ..Default::default() }).0
-    };
-    let said = told(9 << 20, 3, None);
-    assert!(matches!(&said[0], FromScheduler::Facts(facts)
-        if facts.learned.as_ref().is_some_and(|learned| learned.content_length == Some(9 << 20) && learned.piece_length == 4 << 20)));
-    assert!(matches!(&said[1], FromScheduler::Parents(_)));
-    assert_eq!(told(9 << 20, 2, None).len(), 1, "other pieces than every peer derives");
-    assert_eq!(told(9 << 20, 3, Some(7)).len(), 1, "ours sends facts of its own");
-}
