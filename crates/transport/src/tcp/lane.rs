@@ -91,7 +91,7 @@ impl Lane {
         let failed = |source| LaneError::Dial { peer, source };
         let socket = if peer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
         let socket = socket.map_err(failed)?;
-        options.socket.apply(&socket).map_err(failed)?;
+        options.socket.apply_to_dialler(&socket, peer).map_err(failed)?;
         let started = Instant::now();
         let after = options.deadlines.dial;
         let stream = tokio::time::timeout(after, socket.connect(peer)).await;

@@ -84,7 +84,8 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     // Accepted sockets inherit all of this.
-    if let Err(error) = options.socket.apply(&listener) {
+    let settings = options.socket.apply_to_listener(&listener);
+    if let Err(error) = &settings {
         tracing::warn!(%error, "piece server runs without its socket options");
     }
     let slots = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
@@ -106,6 +107,9 @@ pub async fn serve(
                 let Some(slot) = slot(&server, &slots).await else {
                     break;
                 };
+                if let Ok(settings) = &settings {
+                    settings.settle(&stream);
+                }
                 connections.spawn(connect(server.clone(), stream, slot));
             }
             Err(error) => refused(&server, &error).await,
