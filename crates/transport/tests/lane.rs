@@ -13,6 +13,7 @@ use damselfly_transport::vortex::{ErrorCode, ErrorPacket, PieceMeta};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+const SOON: Duration = Duration::from_secs(10);
 const SPAN: PieceSpan = PieceSpan { number: 7, offset: 700, length: 100 };
 
 /// A parent that accepts once, reads one request and writes `answer` in pieces of `step` bytes; then does `after`.
@@ -351,4 +352,56 @@ async fn nobody_listening_is_told_apart_from_nobody_answering() {
     let error = Lane::dial(address, DialOptions::new(true)).await.expect_err("refused");
     assert!(matches!(error, LaneError::Dial { .. }) && error.class() == Class::Retry, "{error}");
     assert!(error.to_string().contains(&address.to_string()));
+}
+
+#[tokio::test]
+async fn a_lane_ends_with_its_parent_and_not_before() {
+    let server = start(Pieces::new(64 * 5000, 5000, false), ServerOptions::default()).await;
+    let lane = dial(server.address, true).await;
+    let watched = lane.clone();
+    let mut ended = tokio::spawn(async move { watched.ended().await });
+    for number in 0..64 {
+        fetch(&lane, server.pieces.span(number)).await.expect("served");
+    }
+    // Content does not count as an end, nor does silence.
+    tokio::task::yield_now().await;
+    assert!(!ended.is_finished() && lane.is_usable());
+    server.shutdown.cancel();
+    tokio::time::timeout(SOON, &mut ended).await.expect("the parent has closed").expect("no panic");
+    assert!(!lane.is_usable());
+    drop(lane);
+    tokio::time::timeout(SOON, server.ended).await.expect("no child is left").expect("no panic");
+}
+
+#[tokio::test]
+async fn answers_on_their_way_survive_the_end_of_their_lane() {
+    let (meta, body) = good();
+    let (step, go_on) = tokio::sync::oneshot::channel();
+    let bytes = content(meta, Kind::Standard, &body);
+    let late = bytes.clone();
+    let address = parent(bytes[..90].to_vec(), 90, move |mut stream: TcpStream| async move {
+        go_on.await.expect("the child goes on");
+        stream.write_all(&late[90..]).await.expect("the child listens");
+        stream.shutdown().await.expect("open");
+        hold(stream).await;
+    })
+    .await;
+    let lane = dial(address, true).await;
+    let ticket = lane.request(Kind::Standard, &task(), SPAN).expect("usable");
+    step.send(()).expect("the parent waits");
+    tokio::time::timeout(SOON, lane.ended()).await.expect("the parent has closed");
+    assert!(lane.request(Kind::Standard, &task(), SPAN).is_err(), "no request would be answered");
+    assert_eq!(receive(ticket, 16).await.expect("all of it came"), body);
+}
+
+#[tokio::test]
+async fn a_lane_ends_when_an_answer_is_abandoned_or_it_is_closed_here() {
+    let address = parent(Vec::new(), 1, hold).await;
+    let lane = dial(address, true).await;
+    let ticket = lane.request(Kind::Standard, &task(), SPAN).expect("usable");
+    drop(ticket);
+    tokio::time::timeout(SOON, lane.ended()).await.expect("its answers cannot be told apart");
+    let lane = dial(address, true).await;
+    lane.close();
+    tokio::time::timeout(SOON, lane.ended()).await.expect("closed");
 }

@@ -10,16 +10,18 @@ mod body;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use damselfly_core::{Kind, PieceSpan, TaskId};
 use parking_lot::Mutex;
+use tokio::io::Interest;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{DialOptions, LaneError};
 use crate::vortex::{REQUEST_LENGTH, Request};
@@ -39,7 +41,10 @@ struct Turn {
 struct Shared {
     peer: SocketAddr,
     options: DialOptions,
-    broken: AtomicBool,
+    /// Outside of the lock, so that the socket can be watched. Written to under it, to keep the requests in order.
+    writer: OwnedWriteHalf,
+    /// Cancelled when the lane takes no request any more.
+    broken: CancellationToken,
     in_flight: AtomicUsize,
     rtt_micros: AtomicU64,
     asking: Mutex<Asking>,
@@ -47,7 +52,6 @@ struct Shared {
 
 #[derive(Debug)]
 struct Asking {
-    writer: OwnedWriteHalf,
     /// What the next ticket waits on.
     tail: oneshot::Receiver<Turn>,
     packet: u8,
@@ -57,7 +61,7 @@ struct Asking {
 
 impl Shared {
     fn poison(&self) {
-        self.broken.store(true, Ordering::Release);
+        self.broken.cancel();
     }
 
     fn observe_rtt(&self, sample: Duration) {
@@ -110,10 +114,11 @@ impl Lane {
         Self(Arc::new(Shared {
             peer,
             options,
-            broken: AtomicBool::new(false),
+            writer,
+            broken: CancellationToken::new(),
             in_flight: AtomicUsize::new(0),
             rtt_micros: AtomicU64::new(u64::MAX),
-            asking: Mutex::new(Asking { writer, tail, packet: 0, requests: 0, idle_since: Instant::now() }),
+            asking: Mutex::new(Asking { tail, packet: 0, requests: 0, idle_since: Instant::now() }),
         }))
     }
 
@@ -134,7 +139,7 @@ impl Lane {
         }
         let request = Request { id: asking.packet, kind, task: task.clone(), piece: piece.number };
         let bytes = request.encode()?;
-        match asking.writer.try_write(&bytes) {
+        match shared.writer.try_write(&bytes) {
             Ok(REQUEST_LENGTH) => {}
             Ok(written) => {
                 shared.poison();
@@ -164,8 +169,8 @@ impl Lane {
 
     fn check(&self, asking: &mut Asking) -> Result<(), LaneError> {
         let shared = &self.0;
-        if shared.broken.load(Ordering::Acquire) {
-            return Err(shared.broken("an answer on it was abandoned or went wrong"));
+        if shared.broken.is_cancelled() {
+            return Err(shared.broken("it was closed, or an answer on it was abandoned or went wrong"));
         }
         if !shared.options.ours && asking.requests > 0 {
             return Err(shared.broken("it had its one request, and this parent takes no more"));
@@ -192,6 +197,23 @@ impl Lane {
                 shared.poison();
                 Err(shared.broken("an answer on it was abandoned"))
             }
+        }
+    }
+
+    /// Returns when the lane takes no request any more: the parent closed its side, or the lane was closed or broke here.
+    /// Answers on their way still come. Who keeps idle lanes lets this one go then, and so ends the connection, which a
+    /// parent that stops waits for.
+    ///
+    /// Reads nothing and needs no turn, so requests go on beside it. While it is awaited, the connection stays open.
+    pub async fn ended(&self) {
+        let shared = &self.0;
+        // Of all the kernel says of a socket, exactly the parent's end (or the connection's) wakes a waiter of this
+        // interest: content does not, and urgent data, which would, is asked of the kernel by nobody.
+        let closed = shared.writer.ready(Interest::PRIORITY);
+        tokio::select! {
+            // An error is the runtime's end.
+            _ = closed => shared.poison(),
+            () = shared.broken.cancelled() => {}
         }
     }
 
