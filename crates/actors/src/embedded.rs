@@ -22,12 +22,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::announcer;
 use crate::config::{Config, Directories, Overrides, default_route, route_to};
 use crate::daemon::{StartError, parts};
 use crate::engine::{Engine, Identity, Ports};
 use crate::holdings::StoreHoldings;
 use crate::host::HostFacts;
-use crate::kit::{Faults, Group, GroupArgs, GroupMsg};
+use crate::kit::{Faults, Group, GroupArgs, GroupMsg, Roster};
 use crate::local::{self, StatusFacts};
 use crate::socket;
 
@@ -73,7 +74,7 @@ impl Embedded {
         };
         let facts = HostFacts::new(identity.clone(), ports, Arc::clone(&config));
         let holdings = Arc::new(StoreHoldings::new(Arc::clone(&store), false));
-        let (cluster, _orders) = Cluster::start(ClusterOptions {
+        let (cluster, _orders) = Cluster::new(ClusterOptions {
             source: Source::Join(join.to_vec()),
             host: Arc::new(Announcement(facts.clone())),
             holdings: Arc::clone(&holdings) as Arc<dyn Holdings>,
@@ -84,19 +85,25 @@ impl Embedded {
             seed: false,
         })
         .map_err(StartError::Cluster)?;
-        if !join.is_empty() && tokio::time::timeout(FIND, cluster.ready()).await.is_err() {
-            tracing::warn!("no scheduler answers; going on without the swarm until one does");
-        }
         let options = parts::EngineOptions { faults: Faults::default(), expects_scheduler: !join.is_empty() };
         let engine = parts::engine(config, identity, store, holdings, cluster, options)?;
-        Self::run(engine, facts).await
+        let embedded = Self::run(engine, facts).await?;
+        if !join.is_empty() && tokio::time::timeout(FIND, embedded.engine.cluster.ready()).await.is_err() {
+            tracing::warn!("no scheduler answers; going on without the swarm until one does");
+        }
+        Ok(embedded)
     }
 
     async fn run(engine: Arc<Engine>, facts: HostFacts) -> Result<Self, StartError> {
         let stop = CancellationToken::new();
+        let mut children = vec![parts::connections(&engine), parts::tasks(&engine)];
+        if engine.expects_scheduler {
+            children.extend(announcer::children(&engine, &stop));
+        }
         let tree = GroupArgs {
             path: "engine".to_owned(),
-            children: vec![parts::connections(&engine), parts::tasks(&engine)],
+            children,
+            roster: Roster::default(),
             board: engine.board.clone(),
             faults: Faults::default(),
             stop: stop.clone(),

@@ -8,12 +8,14 @@ mod address;
 mod board;
 mod faults;
 mod group;
+mod service;
 mod timer;
 
 pub use address::{Address, AskError, ask};
 pub use board::{Board, Seat, Snapshot};
 pub use faults::Faults;
-pub use group::{Child, Group, GroupArgs, GroupMsg, Service, ServiceArgs};
+pub use group::{Child, Group, GroupArgs, GroupMsg, Roster};
+pub use service::{Service, ServiceArgs};
 pub use timer::Timer;
 
 /// What a child's end looks like to its supervisor.

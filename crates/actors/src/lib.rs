@@ -3,6 +3,7 @@
 //! Start reading at [`daemon`] (how the tree is put together), [`task`] (the supervisor that performs what the Download
 //! machine decides) and [`task::fetch`] (the way of a piece's bytes).
 
+mod announcer;
 pub mod clock;
 pub mod config;
 pub mod connections;

@@ -104,7 +104,7 @@ fn service(
         board: engine.board.clone(),
         faults: engine.faults.clone(),
         stop: stop.clone(),
-        run: Arc::new(run),
+        run: ServiceArgs::run(run),
     }
 }
 

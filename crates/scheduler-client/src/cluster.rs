@@ -1,6 +1,6 @@
 //! The set of schedulers of one daemon.
 
-mod run;
+mod announcer;
 mod shared;
 
 use std::net::SocketAddr;
@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use damselfly_core::TaskId;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
 use crate::channel::Tls;
 use crate::dynconfig::{BlockList, Source};
 use crate::hold::{Holdings, Order};
+use crate::member::drive;
 use crate::{ClientError, HostProvider, SchedulerHandle, TlsFiles};
 
 pub(crate) use shared::{Names, Shared};
@@ -72,28 +72,51 @@ pub struct SchedulerInfo {
     pub error: Option<String>,
 }
 
-/// The set of schedulers. Dropping it ends every dialogue without a farewell; see [`Cluster::leave`].
+/// The set of schedulers.
+///
+/// It spawns nothing. Whoever owns it runs [`Cluster::announce`], and one [`Cluster::hold`] for each of
+/// [`Cluster::members`]; what these know is kept here, so each may be dropped and run anew at any time.
 #[derive(Debug)]
 pub struct Cluster {
     shared: Arc<Shared>,
-    _driver: JoinSet<()>,
 }
 
 impl Cluster {
-    /// Starts to keep up with the schedulers that `options` name. Returns at once; none of them needs to be there.
-    /// The second value delivers the orders of schedulers of ours.
-    ///
-    /// Must be called on a tokio runtime.
+    /// A set in which no scheduler is known yet. The second value delivers the orders of schedulers of ours.
     ///
     /// # Errors
     /// When a TLS file cannot be read.
-    pub fn start(options: ClusterOptions) -> Result<(Self, mpsc::Receiver<Order>), ClientError> {
+    pub fn new(options: ClusterOptions) -> Result<(Self, mpsc::Receiver<Order>), ClientError> {
         let tls = options.tls.as_ref().map(Tls::read).transpose()?;
         let (orders, order_rx) = mpsc::channel(ORDERS);
-        let shared = Arc::new(Shared::new(options, tls, orders));
-        let mut driver = JoinSet::new();
-        driver.spawn(run::run(Arc::clone(&shared)));
-        Ok((Self { shared, _driver: driver }, order_rx))
+        Ok((Self { shared: Arc::new(Shared::new(options, tls, orders)) }, order_rx))
+    }
+
+    /// Looks the schedulers up and announces this host to them, again and again until the daemon leaves. `changed` is
+    /// called whenever [`Cluster::members`] may answer differently. At most one of these runs at a time.
+    pub async fn announce(&self, changed: impl FnMut()) {
+        announcer::run(&self.shared, changed).await;
+    }
+
+    /// The schedulers that there should be a [`Cluster::hold`] with; none once the daemon leaves.
+    #[must_use]
+    pub fn members(&self) -> Vec<SocketAddr> {
+        if self.shared.is_leaving() {
+            return Vec::new();
+        }
+        self.shared.members().into_keys().collect()
+    }
+
+    /// Keeps up with one scheduler: greets it, stays in touch while it is healthy, tries again when it is not. Ends when
+    /// the scheduler is no member any more and, after a farewell, when the daemon leaves. Dropping it ends the dialogue
+    /// without one, and the scheduler is not asked until the next. At most one of these runs for each scheduler.
+    pub async fn hold(&self, scheduler: SocketAddr) {
+        let Some(member) = self.shared.members().remove(&scheduler) else { return };
+        let _attended = self.shared.attended(&member);
+        tokio::select! {
+            () = drive(&self.shared, &member) => {}
+            () = member.gone.notified() => {}
+        }
     }
 
     /// The healthy scheduler that `task` belongs to: its owner on the ring, or the next healthy one clockwise. `None`
@@ -148,8 +171,8 @@ impl Cluster {
     pub async fn leave(&self, departure: Departure, deadline: Duration) {
         self.shared.leaving.send_replace(Some(departure));
         self.shared.changed();
-        let mut left = self.shared.left.subscribe();
-        let told = tokio::time::timeout(deadline, left.wait_for(|left| *left)).await;
+        let mut attended = self.shared.attended.subscribe();
+        let told = tokio::time::timeout(deadline, attended.wait_for(|count| *count == 0)).await;
         if told.is_err() {
             tracing::warn!(?deadline, "not every scheduler was told that this host leaves");
         }

@@ -1,8 +1,8 @@
 //! A daemon's side of the dialogue with schedulers, ours and Dragonfly's.
 //!
 //! [`Cluster`] keeps the set of schedulers: where they are ([`Source`]), which of them are healthy, which are ours
-//! (they accept `Hold`), and which one owns a task (the [`Ring`]). It announces the host to all of them and holds a
-//! `Hold` stream with each of ours. [`SchedulerHandle`] talks to one of them about tasks.
+//! (they accept `Hold`), and which one owns a task (the [`Ring`]). Its futures, which the owner runs, announce the host
+//! to all of them and hold a `Hold` stream with each of ours. [`SchedulerHandle`] talks to one of them about tasks.
 //!
 //! [`Dynconfig`] is the file of schedulers and block lists; a manager may stand in for it.
 

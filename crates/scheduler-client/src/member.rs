@@ -52,6 +52,8 @@ pub(crate) struct Member {
     pub(crate) standing: Mutex<Standing>,
     /// A call failed in a way that makes the scheduler doubtful.
     pub(crate) doubt: Notify,
+    /// It is no member any more.
+    pub(crate) gone: Notify,
 }
 
 /// What is known of a scheduler.
@@ -93,6 +95,7 @@ impl Member {
             next_stream: AtomicUsize::new(0),
             standing: Mutex::default(),
             doubt: Notify::new(),
+            gone: Notify::new(),
         })
     }
 
@@ -133,19 +136,19 @@ impl Member {
 }
 
 /// Keeps up with one scheduler until the daemon leaves.
-pub(crate) async fn drive(shared: Arc<Shared>, member: Arc<Member>) {
+pub(crate) async fn drive(shared: &Arc<Shared>, member: &Member) {
     let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
     while !shared.is_leaving() {
         let begun = Instant::now();
-        let pause = match Box::pin(visit(&shared, &member)).await {
+        let pause = match Box::pin(visit(shared, member)).await {
             Ended::Left => return,
             Ended::Twin(of) => {
                 debug!(scheduler = %member.address, twin_of = %of, "scheduler is known by another address");
-                shared.not_healthy(&member, format!("the same scheduler as {of}"));
+                shared.not_healthy(member, format!("the same scheduler as {of}"));
                 TWIN_EVERY
             }
             Ended::Broken(error) => {
-                shared.not_healthy(&member, error.to_string());
+                shared.not_healthy(member, error.to_string());
                 if begun.elapsed() >= STEADY {
                     backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
                 }
@@ -197,32 +200,28 @@ async fn visit(shared: &Arc<Shared>, member: &Member) -> Ended {
     }
 }
 
-/// Announces the host when it is due or a call raised doubts, and checks the scheduler every `check_every`. Returns when
-/// the scheduler turns out to be gone.
+/// Looks at the scheduler every `check_every`, and when a call raised doubts. Returns when it turns out to be gone.
 async fn attend(shared: &Shared, member: &Member, check_every: Option<Duration>) -> ClientError {
-    let interval = shared.options.announce_interval;
     let start = Instant::now();
-    let mut announce = tokio::time::interval_at(start + interval, interval);
-    announce.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let pace = check_every.unwrap_or(interval);
+    let pace = check_every.unwrap_or(CHECK_EVERY);
     let mut check = tokio::time::interval_at(start + pace, pace);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut doubted = start;
     loop {
         let outcome = tokio::select! {
-            _ = announce.tick() => announce_host(member, shared.options.host.host(), interval).await,
             _ = check.tick(), if check_every.is_some() => member.check().await,
             () = member.doubt.notified() => {
                 tokio::time::sleep_until(doubted + DOUBT_EVERY).await;
                 doubted = Instant::now();
-                announce_host(member, shared.options.host.host(), interval).await
+                // It may be there and have forgotten this host.
+                announce_host(member, shared.options.host.host(), shared.options.announce_interval).await
             }
         };
         match outcome {
             Ok(()) => {}
             Err(error) if error.doubts_scheduler() => return error,
             Err(error) => {
-                warn!(scheduler = %member.address, %error, "scheduler did not take the announcement")
+                warn!(scheduler = %member.address, %error, "scheduler did not take the announcement");
             }
         }
     }

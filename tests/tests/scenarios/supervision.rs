@@ -232,6 +232,22 @@ async fn in_the_service_of_orders_it_costs_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_the_host_announcer_it_costs_a_restart() {
+    restarted("host-announcer", "daemon/host-announcer", 21).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_hold_it_costs_that_dialogue_which_begins_anew() {
+    let mut scene = Scene::new().await;
+    let host = scene.victim();
+    let path = format!("daemon/holds/{}", scene.swarm.hosts[0].scheduler());
+    host.panics("hold", &path).await.unwrap();
+    host.sees_schedulers(1).await.unwrap();
+    scene.serves_the_next_downloads(22).await;
+    scene.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn in_the_group_of_listeners_it_costs_their_restart() {
     let mut scene = Scene::new().await;
     let host = scene.victim();

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::{DaemonOptions, StartError, collector};
+use crate::announcer;
 use crate::clock::Clock;
 use crate::config::{
     AddressInputs, Addresses, Config, CongestionControl, EmbeddedScheduler, SchedulerSource, default_route,
@@ -30,7 +31,7 @@ use crate::connections::{Connections, ConnectionsArgs};
 use crate::engine::{Engine, Identity, Limits, Ports};
 use crate::holdings::StoreHoldings;
 use crate::host::HostFacts;
-use crate::kit::{Address, Board, Child, Faults, Group, GroupArgs, ServiceArgs};
+use crate::kit::{Address, Board, Child, Faults, Group, GroupArgs, Roster, ServiceArgs};
 use crate::listeners::{self, Bound};
 use crate::live::Live;
 use crate::local::StatusFacts;
@@ -348,7 +349,7 @@ fn cluster(
             None => Source::Join(targets),
         }
     });
-    Cluster::start(ClusterOptions {
+    Cluster::new(ClusterOptions {
         source,
         host: Arc::new(Announcement { facts: facts.clone(), store: Arc::clone(store) }),
         holdings: Arc::clone(holdings) as Arc<dyn Holdings>,
@@ -405,15 +406,19 @@ async fn tree(
         let args = GroupArgs {
             path: "daemon/listeners".to_owned(),
             children: served.clone(),
+            roster: Roster::default(),
             board: board.clone(),
             faults: faults.clone(),
             stop: ending.clone(),
         };
         async move { Ok(Actor::spawn_linked(None, Group, args, parent).await?.0.get_cell()) }
     }));
+    // Last, so that whoever is sent here is served.
+    children.extend(announcer::children(engine, stop));
     Ok(GroupArgs {
         path: "daemon".to_owned(),
         children,
+        roster: Roster::default(),
         board: engine.board.clone(),
         faults: Faults::default(),
         stop: stop.clone(),

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::{Board, Faults, Seat, cell_of};
+use super::{Board, Faults, Seat, Service, ServiceArgs, cell_of};
 
 /// A child that lived this long before it failed starts its backoff anew.
 const CALM: Duration = Duration::from_secs(10);
@@ -40,10 +40,38 @@ impl Child {
 
     /// A service that is a long-running future and nothing else.
     pub fn service(args: ServiceArgs) -> Self {
-        Self::new(args.name, move |parent| {
+        Self::named_service(args.name, args)
+    }
+
+    /// One of several services of the same kind.
+    pub fn named_service(name: impl Into<String>, args: ServiceArgs) -> Self {
+        Self::new(name, move |parent| {
             let args = args.clone();
             async move { Ok(Actor::spawn_linked(None, Service, args, parent).await?.0.get_cell()) }
         })
+    }
+}
+
+/// Which children there should be besides those a group begins with. One that is on it no longer ends by itself.
+#[derive(Clone)]
+pub struct Roster(Arc<dyn Fn() -> Vec<Child> + Send + Sync>);
+
+impl Roster {
+    /// `list` is asked often and must not block. Children are told apart by their names.
+    pub fn new(list: impl Fn() -> Vec<Child> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(list))
+    }
+}
+
+impl Default for Roster {
+    fn default() -> Self {
+        Self::new(Vec::new)
+    }
+}
+
+impl fmt::Debug for Roster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Roster")
     }
 }
 
@@ -64,6 +92,8 @@ pub struct GroupArgs {
     pub path: String,
     /// Started in this order.
     pub children: Vec<Child>,
+    /// Followed whenever the group is told to, after the start by whoever starts it.
+    pub roster: Roster,
     /// Where it shows itself.
     pub board: Board,
     /// For tests.
@@ -75,8 +105,10 @@ pub struct GroupArgs {
 /// A group's messages.
 #[derive(Debug)]
 pub enum GroupMsg {
-    /// Start the child of this index (again).
-    Start(usize),
+    /// Start the children of the roster that do not run.
+    Reconcile,
+    /// Start the child of this name again.
+    Start(String),
     /// Does nothing but pass the fault point; tests use it.
     Poke,
 }
@@ -95,6 +127,22 @@ pub struct GroupState {
     args: GroupArgs,
     running: Vec<Running>,
     seat: Seat,
+}
+
+impl GroupState {
+    /// Starts a child, now or, if it cannot be started, after its pause.
+    async fn start(&mut self, index: usize, myself: &ActorRef<GroupMsg>) {
+        let running = &mut self.running[index];
+        match (running.child.start)(myself.get_cell()).await {
+            Ok(cell) => (running.cell, running.since) = (Some(cell), Instant::now()),
+            Err(why) => {
+                error!(actor = %self.args.path, child = %running.child.name, %why, "restart failed");
+                running.pause = (running.pause * 2).min(LAST_PAUSE);
+                let name = running.child.name.clone();
+                drop(myself.send_after(running.pause, move || GroupMsg::Start(name)));
+            }
+        }
+    }
 }
 
 impl Actor for Group {
@@ -123,18 +171,26 @@ impl Actor for Group {
         state: &mut GroupState,
     ) -> Result<(), ActorProcessingErr> {
         state.args.faults.point("group");
-        let GroupMsg::Start(index) = message else { return Ok(()) };
         if state.args.stop.is_cancelled() {
             return Ok(());
         }
-        let Some(running) = state.running.get_mut(index) else { return Ok(()) };
-        match (running.child.start)(myself.get_cell()).await {
-            Ok(cell) => (running.cell, running.since) = (Some(cell), Instant::now()),
-            Err(why) => {
-                error!(actor = %state.args.path, child = %running.child.name, %why, "restart failed");
-                running.pause = (running.pause * 2).min(LAST_PAUSE);
-                drop(myself.send_after(running.pause, move || GroupMsg::Start(index)));
+        match message {
+            GroupMsg::Reconcile => {
+                for child in (state.args.roster.0)() {
+                    if state.running.iter().all(|running| running.child.name != child.name) {
+                        let (since, pause) = (Instant::now(), FIRST_PAUSE);
+                        state.running.push(Running { child, cell: None, since, pause });
+                        state.start(state.running.len() - 1, &myself).await;
+                    }
+                }
             }
+            GroupMsg::Start(name) => {
+                let index = state.running.iter().position(|running| running.child.name == name);
+                if let Some(index) = index {
+                    state.start(index, &myself).await;
+                }
+            }
+            GroupMsg::Poke => {}
         }
         Ok(())
     }
@@ -149,19 +205,25 @@ impl Actor for Group {
         let found =
             state.running.iter().position(|r| r.cell.as_ref().is_some_and(|cell| cell.get_id() == id));
         let Some(index) = found else { return Ok(()) };
+        let SupervisionEvent::ActorFailed(_, why) = event else {
+            // It had nothing left to do. Should it be wanted again, the roster says so.
+            state.running.remove(index);
+            drop(myself.cast(GroupMsg::Reconcile));
+            return Ok(());
+        };
         let running = &mut state.running[index];
         running.cell = None;
-        if let SupervisionEvent::ActorFailed(_, why) = event
-            && !state.args.stop.is_cancelled()
-        {
-            if running.since.elapsed() > CALM {
-                running.pause = FIRST_PAUSE;
-            }
-            warn!(actor = %state.args.path, child = %running.child.name, %why, pause = ?running.pause, "child failed, restarting");
-            state.seat.show(format!("restarting {}", running.child.name));
-            drop(myself.send_after(running.pause, move || GroupMsg::Start(index)));
-            running.pause = (running.pause * 2).min(LAST_PAUSE);
+        if state.args.stop.is_cancelled() {
+            return Ok(());
         }
+        if running.since.elapsed() > CALM {
+            running.pause = FIRST_PAUSE;
+        }
+        warn!(actor = %state.args.path, child = %running.child.name, %why, pause = ?running.pause, "child failed, restarting");
+        state.seat.show(format!("restarting {}", running.child.name));
+        let name = running.child.name.clone();
+        drop(myself.send_after(running.pause, move || GroupMsg::Start(name)));
+        running.pause = (running.pause * 2).min(LAST_PAUSE);
         Ok(())
     }
 
@@ -176,83 +238,6 @@ impl Actor for Group {
     }
 }
 
-type Run = Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
-
-/// An actor that is one long-running future: a listener, an announcer.
-#[derive(Debug)]
-pub struct Service;
-
-/// What a service needs to start.
-#[derive(Clone)]
-pub struct ServiceArgs {
-    /// Its kind, for faults and errors.
-    pub name: &'static str,
-    /// Its place in the tree.
-    pub path: String,
-    /// Where it shows itself.
-    pub board: Board,
-    /// For tests: the service panics when its kind is armed and it is started or woken.
-    pub faults: Faults,
-    /// Cancelled when the service is to return.
-    pub stop: CancellationToken,
-    /// The future. Returning an error, or panicking, has it started again; returning `Ok` ends it.
-    pub run: Run,
-}
-
-impl ServiceArgs {
-    /// Wraps an async function as a service's future.
-    pub fn run<F, Fut>(run: F) -> Run
-    where
-        F: Fn(CancellationToken) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<(), String>> + Send + 'static,
-    {
-        Arc::new(move |stop| Box::pin(run(stop)))
-    }
-}
-
-impl fmt::Debug for ServiceArgs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ServiceArgs({})", self.path)
-    }
-}
-
-impl Actor for Service {
-    type Msg = ();
-    type State = (ServiceArgs, Seat);
-    type Arguments = ServiceArgs;
-
-    async fn pre_start(
-        &self,
-        myself: ActorRef<()>,
-        args: ServiceArgs,
-    ) -> Result<Self::State, ActorProcessingErr> {
-        let seat = args.board.sit(&args.path);
-        myself.cast(())?;
-        Ok((args, seat))
-    }
-
-    async fn handle(
-        &self,
-        myself: ActorRef<()>,
-        (): (),
-        (args, seat): &mut Self::State,
-    ) -> Result<(), ActorProcessingErr> {
-        seat.show("running");
-        let armed = async {
-            // Tests arm a running service; nothing else completes this.
-            let faults = args.faults.clone();
-            faults.wait(args.name).await;
-            faults.point(args.name);
-        };
-        tokio::select! {
-            result = (args.run)(args.stop.clone()) => result?,
-            () = armed => {}
-        }
-        myself.stop(None);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -263,6 +248,7 @@ mod tests {
         GroupArgs {
             path: "test".to_owned(),
             children,
+            roster: Roster::default(),
             board: Board::default(),
             faults: faults.clone(),
             stop: stop.clone(),
@@ -313,6 +299,76 @@ mod tests {
         ended.await.unwrap();
         assert!(board.is_empty());
         assert!(stop.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_on_the_roster_runs_until_it_ends_by_itself_and_again_when_it_is_wanted_still() {
+        let (faults, stop) = (Faults::armable(), CancellationToken::new());
+        let (wanted, end) = (Arc::new(AtomicU32::new(0)), Arc::new(tokio::sync::Notify::new()));
+        let mut args = group(vec![], &faults, &stop);
+        let board = args.board.clone();
+        args.roster = {
+            let (wanted, end, board, faults) =
+                (Arc::clone(&wanted), Arc::clone(&end), board.clone(), faults.clone());
+            Roster::new(move || {
+                let child = |number: u32| {
+                    let end = Arc::clone(&end);
+                    Child::named_service(
+                        number.to_string(),
+                        ServiceArgs {
+                            name: "listed",
+                            path: format!("test/{number}"),
+                            board: board.clone(),
+                            faults: faults.clone(),
+                            stop: CancellationToken::new(),
+                            run: ServiceArgs::run_seated(move |_, seat| {
+                                let end = Arc::clone(&end);
+                                seat.show(format!("number {number}"));
+                                async move {
+                                    end.notified().await;
+                                    Ok(())
+                                }
+                            }),
+                        },
+                    )
+                };
+                (0..wanted.load(Ordering::SeqCst)).map(child).collect()
+            })
+        };
+        let listed = || -> Vec<(String, u64)> {
+            let seats = board.snapshot().into_iter().filter(|seat| seat.path != "test");
+            seats.map(|seat| (seat.state, seat.number)).collect()
+        };
+        let states = || listed().into_iter().map(|(state, _)| state).collect::<Vec<_>>();
+        let (root, ended) = Actor::spawn(None, Group, args).await.unwrap();
+        let settle = async |wish: u32| {
+            wanted.store(wish, Ordering::SeqCst);
+            root.cast(GroupMsg::Reconcile).unwrap();
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        };
+        settle(2).await;
+        let both = ["number 0", "number 1"];
+        assert_eq!(states(), both);
+        let before = listed();
+        settle(2).await;
+        assert_eq!(listed(), before, "who runs is left alone");
+        faults.arm("listed", 1);
+        settle(2).await;
+        assert_eq!(states(), both);
+        assert_ne!(listed(), before, "one of them panicked and is back");
+        end.notify_one();
+        settle(2).await;
+        assert_eq!(states(), both, "one of them ended and is wanted still");
+        wanted.store(0, Ordering::SeqCst);
+        end.notify_waiters();
+        settle(0).await;
+        assert!(listed().is_empty());
+        settle(1).await;
+        assert_eq!(states(), ["number 0"], "wanted again later");
+        root.stop(None);
+        // This service does not look at its token.
+        end.notify_one();
+        ended.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

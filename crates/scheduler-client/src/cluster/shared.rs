@@ -1,4 +1,4 @@
-//! What the drivers of the members and the users of a cluster share.
+//! What the dialogues with the members and the users of a cluster share.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -30,7 +30,8 @@ pub(crate) struct Shared {
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) leaving: watch::Sender<Option<Departure>>,
-    pub(crate) left: watch::Sender<bool>,
+    /// How many members somebody keeps up with.
+    pub(crate) attended: watch::Sender<usize>,
     pub(crate) blocks: Mutex<Arc<BlockList>>,
     pub(crate) refresh: Notify,
     /// The members may have to change.
@@ -56,7 +57,7 @@ impl Shared {
             orders,
             changes: watch::Sender::new(0),
             leaving: watch::Sender::new(None),
-            left: watch::Sender::new(false),
+            attended: watch::Sender::new(0),
             blocks: Mutex::default(),
             refresh: Notify::new(),
             membership: Notify::new(),
@@ -148,6 +149,21 @@ impl Shared {
             }
         }
         wanted
+    }
+
+    pub(crate) fn members(&self) -> BTreeMap<SocketAddr, Arc<Member>> {
+        self.state.lock().members.clone()
+    }
+
+    pub(crate) fn healthy_members(&self) -> Vec<Arc<Member>> {
+        let state = self.state.lock();
+        state.members.values().filter(|member| member.standing.lock().healthy).cloned().collect()
+    }
+
+    /// Somebody keeps up with `member` until the guard is dropped, however that comes about.
+    pub(crate) fn attended<'a>(&'a self, member: &'a Member) -> Attended<'a> {
+        self.attended.send_modify(|count| *count += 1);
+        Attended { shared: self, member }
     }
 
     pub(crate) fn set_members(&self, members: BTreeMap<SocketAddr, Arc<Member>>) {
@@ -247,6 +263,24 @@ impl Shared {
         }
         drop(state);
         self.changed();
+    }
+}
+
+/// See [`Shared::attended`].
+#[derive(Debug)]
+pub(crate) struct Attended<'a> {
+    shared: &'a Shared,
+    member: &'a Member,
+}
+
+impl Drop for Attended<'_> {
+    fn drop(&mut self) {
+        // A farewell has said so before.
+        let healthy = self.member.standing.lock().healthy;
+        if healthy {
+            self.shared.not_healthy(self.member, "the dialogue with it was cut off".to_owned());
+        }
+        self.shared.attended.send_modify(|count| *count -= 1);
     }
 }
 

@@ -1,6 +1,9 @@
 //! Schedulers that do what a test tells them.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::ops::Deref;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +21,8 @@ use damselfly_scheduler_client::{Cluster, ClusterOptions, Holdings, HostProvider
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
@@ -299,8 +303,56 @@ pub(crate) fn options(me: &Arc<Me>, schedulers: &[SocketAddr]) -> ClusterOptions
     }
 }
 
-pub(crate) async fn start(me: &Arc<Me>, schedulers: &[SocketAddr]) -> (Cluster, mpsc::Receiver<Order>) {
-    let (cluster, orders) = Cluster::start(options(me, schedulers)).unwrap();
+/// A cluster whose futures run, as a daemon's actors would have them. Dropping it ends them.
+pub(crate) struct Running {
+    cluster: Arc<Cluster>,
+    _task: JoinSet<()>,
+}
+
+impl Deref for Running {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
+pub(crate) fn run(options: ClusterOptions) -> (Running, mpsc::Receiver<Order>) {
+    let (cluster, orders) = Cluster::new(options).unwrap();
+    let cluster = Arc::new(cluster);
+    let mut task = JoinSet::new();
+    task.spawn(attend(Arc::clone(&cluster)));
+    (Running { cluster, _task: task }, orders)
+}
+
+async fn attend(cluster: Arc<Cluster>) {
+    let changed = Notify::new();
+    let (mut holds, mut held) = (JoinSet::new(), HashSet::new());
+    let announcing = async {
+        cluster.announce(|| changed.notify_one()).await;
+        std::future::pending::<()>().await;
+    };
+    let mut announcing = pin!(announcing);
+    loop {
+        tokio::select! {
+            () = &mut announcing => {}
+            () = changed.notified() => {}
+            Some(ended) = holds.join_next() => drop(held.remove(&ended.unwrap())),
+        }
+        for member in cluster.members() {
+            if held.insert(member) {
+                let cluster = Arc::clone(&cluster);
+                holds.spawn(async move {
+                    cluster.hold(member).await;
+                    member
+                });
+            }
+        }
+    }
+}
+
+pub(crate) async fn start(me: &Arc<Me>, schedulers: &[SocketAddr]) -> (Running, mpsc::Receiver<Order>) {
+    let (cluster, orders) = run(options(me, schedulers));
     tokio::time::timeout(PATIENCE, cluster.ready()).await.expect("a scheduler becomes healthy");
     (cluster, orders)
 }

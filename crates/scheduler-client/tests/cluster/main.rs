@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 mod fake;
+mod futures;
 mod manager;
 mod tls;
 
@@ -15,8 +16,8 @@ use damselfly_api::damselfly::v1::{
 };
 use damselfly_api::scheduler::v2::AnnouncePeerRequest;
 use damselfly_core::{Kind, PeerId, TaskId};
-use damselfly_scheduler_client::{Cluster, Command, Departure};
-use fake::{Fake, Me, PATIENCE, Script, Seen, options, script, start, until};
+use damselfly_scheduler_client::{Command, Departure};
+use fake::{Fake, Me, PATIENCE, Script, Seen, options, run, script, start, until};
 use tokio::net::TcpListener;
 
 fn task(n: u32) -> TaskId {
@@ -199,7 +200,7 @@ async fn nobody_at_start_is_waited_for() {
     let address = vacant.local_addr().unwrap();
     drop(vacant);
     let me = Me::new();
-    let (cluster, _orders) = Cluster::start(options(&me, &[address])).unwrap();
+    let (cluster, _orders) = run(options(&me, &[address]));
     until(&cluster, "the scheduler is known", |cluster| !cluster.schedulers().is_empty()).await;
     assert!(cluster.pick(&task(1)).is_none());
     let _fake = Fake::start_at(address, script(1)).await;

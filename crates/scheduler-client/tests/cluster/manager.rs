@@ -8,14 +8,14 @@ use damselfly_api::manager::v2::{
     ListSchedulersRequest, ListSchedulersResponse, Scheduler, SchedulerCluster, SourceType,
 };
 use damselfly_core::Kind;
-use damselfly_scheduler_client::{Action, Cluster, ManagerSource, Source, Subject};
+use damselfly_scheduler_client::{Action, ManagerSource, Source, Subject};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use crate::fake::{Fake, Me, PATIENCE, options, until};
+use crate::fake::{Fake, Me, PATIENCE, options, run, until};
 
 struct FakeManager {
     schedulers: Vec<Scheduler>,
@@ -77,7 +77,7 @@ async fn the_first_healthy_schedulers_cluster_is_used() {
         idc: Some("east".to_owned()),
         ..ManagerSource::default()
     }));
-    let (cluster, _orders) = Cluster::start(options).unwrap();
+    let (cluster, _orders) = run(options);
     tokio::time::timeout(PATIENCE, cluster.ready()).await.unwrap();
     until(&cluster, "one scheduler", |cluster| cluster.schedulers().len() == 1).await;
     assert_eq!(cluster.schedulers()[0].address, healthy.address);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use damselfly_scheduler_client::{ClientError, Cluster, TlsFiles};
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
-use crate::fake::{Fake, Me, PATIENCE, options, until};
+use crate::fake::{Fake, Me, PATIENCE, options, run, until};
 
 fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/tls").join(name)
@@ -32,7 +32,7 @@ async fn a_scheduler_with_mutual_tls_is_used() {
     let me = Me::new();
     let mut options = options(&me, &[fake.address]);
     options.tls = Some(files());
-    let (cluster, _orders) = Cluster::start(options).unwrap();
+    let (cluster, _orders) = run(options);
     tokio::time::timeout(PATIENCE, cluster.ready()).await.unwrap();
     assert!(cluster.schedulers()[0].ours);
 }
@@ -43,7 +43,7 @@ async fn without_a_certificate_to_show_it_is_not() {
     let me = Me::new();
     let mut options = options(&me, &[fake.address]);
     options.tls = Some(TlsFiles { identity: None, ..files() });
-    let (cluster, _orders) = Cluster::start(options).unwrap();
+    let (cluster, _orders) = run(options);
     let refused = |cluster: &Cluster| cluster.schedulers().first().is_some_and(|info| info.error.is_some());
     until(&cluster, "the scheduler is known and refuses", refused).await;
     assert!(cluster.healthy().is_empty());
@@ -54,7 +54,7 @@ async fn a_missing_file_is_named() {
     let me = Me::new();
     let mut options = options(&me, &[]);
     options.tls = Some(TlsFiles { ca: Some("/nonexistent/ca.pem".into()), identity: None });
-    let error = Cluster::start(options).unwrap_err();
+    let error = Cluster::new(options).unwrap_err();
     assert!(matches!(error, ClientError::TlsFile { .. }));
     assert!(error.to_string().contains("/nonexistent/ca.pem"), "{error}");
 }
