@@ -1,5 +1,7 @@
 //! How a task's content is cut into pieces (`docs/wire.md`, "Pieces").
 
+use std::ops::Range;
+
 use thiserror::Error;
 
 use crate::ByteRange;
@@ -8,6 +10,9 @@ use crate::ByteRange;
 pub const MIN_PIECE_LENGTH: u64 = 4 << 20;
 /// The largest derived piece length, 64 MiB.
 pub const MAX_PIECE_LENGTH: u64 = 64 << 20;
+/// The most pieces that content may have, 2^22: what a task is kept with grows with them, and a word from another host
+/// must not make that grow without bound. Derived piece lengths reach it at 256 TiB.
+pub const MAX_PIECES: u32 = 1 << 22;
 /// Content is cut into about this many pieces where the bounds allow it.
 const TARGET_PIECES: f64 = 500.0;
 
@@ -38,6 +43,16 @@ pub enum GeometryError {
     /// Piece numbers are 32 bits on the wire.
     #[error("{content_length} bytes in pieces of {piece_length} need more than 2^32 piece numbers")]
     TooManyPieces {
+        /// Bytes of content.
+        content_length: u64,
+        /// Bytes per piece.
+        piece_length: u64,
+    },
+    /// Nobody keeps so many pieces.
+    #[error(
+        "{content_length} bytes in pieces of {piece_length} are more than {MAX_PIECES} pieces; choose a larger piece length"
+    )]
+    PastLimit {
         /// Bytes of content.
         content_length: u64,
         /// Bytes per piece.
@@ -84,6 +99,21 @@ impl Geometry {
         Self::new(content_length, piece_length_for(content_length))
     }
 
+    /// The geometry that another host tells of, where a piece length of 0 means the derived one.
+    ///
+    /// # Errors
+    /// When there would be more than [`MAX_PIECES`] pieces.
+    pub fn told(content_length: u64, piece_length: u64) -> Result<Self, GeometryError> {
+        let geometry = match piece_length {
+            0 => Self::derived(content_length)?,
+            piece_length => Self::new(content_length, piece_length)?,
+        };
+        if geometry.piece_count() > MAX_PIECES {
+            return Err(GeometryError::PastLimit { content_length, piece_length: geometry.piece_length });
+        }
+        Ok(geometry)
+    }
+
     /// Bytes of content.
     #[must_use]
     pub fn content_length(&self) -> u64 {
@@ -115,7 +145,7 @@ impl Geometry {
     /// The numbers of the pieces that touch `range`. Pieces travel whole, so this is what a ranged download wants.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "both ends are at most piece_count")]
-    pub fn pieces_of(&self, range: ByteRange) -> std::ops::Range<u32> {
+    pub fn pieces_of(&self, range: ByteRange) -> Range<u32> {
         let end = range.end().min(self.content_length);
         if range.length == 0 || range.start >= end {
             return 0..0;
@@ -123,9 +153,40 @@ impl Geometry {
         (range.start / self.piece_length) as u32..end.div_ceil(self.piece_length) as u32
     }
 
+    /// The bytes of neighbouring pieces; what lies past the end has none.
+    #[must_use]
+    pub fn range_of(&self, pieces: Range<u32>) -> ByteRange {
+        let place =
+            |number: u32| u64::from(number).saturating_mul(self.piece_length).min(self.content_length);
+        let start = place(pieces.start);
+        ByteRange { start, length: place(pieces.end).saturating_sub(start) }
+    }
+
     /// The whole content as a range.
     #[must_use]
     pub fn whole(&self) -> ByteRange {
         ByteRange { start: 0, length: self.content_length }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_pieces_are_those_that_the_pieces_have() {
+        for content_length in [0, 1, 39, 40, 41, 200] {
+            let geometry = Geometry::new(content_length, 40).expect("few pieces");
+            for start in 0..7 {
+                for end in start..8 {
+                    let range = geometry.range_of(start..end);
+                    let spans = (start..end).filter_map(|number| geometry.piece(number));
+                    assert_eq!(range.length, spans.map(|span| span.length).sum::<u64>());
+                    if range.length > 0 {
+                        assert_eq!(geometry.pieces_of(range), start..end.min(geometry.piece_count()));
+                    }
+                }
+            }
+        }
     }
 }

@@ -1,6 +1,20 @@
 //! Sets of piece numbers.
 
 use std::fmt;
+use std::ops::Range;
+
+/// Ascending numbers as runs of consecutive ones.
+#[must_use]
+pub fn runs(numbers: impl IntoIterator<Item = u32>) -> Vec<Range<u32>> {
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some(run) if run.end == number => run.end += 1,
+            _ => runs.push(number..number + 1), // there is no piece u32::MAX
+        }
+    }
+    runs
+}
 
 /// A set of piece numbers below a fixed count, one bit each.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -92,7 +106,7 @@ impl PieceSet {
     }
 
     /// Puts a run of numbers in. What lies past the end is left out.
-    pub fn insert_range(&mut self, range: std::ops::Range<u32>) {
+    pub fn insert_range(&mut self, range: Range<u32>) {
         for number in range.start..range.end.min(self.count) {
             self.insert(number);
         }
@@ -152,5 +166,16 @@ impl PieceSet {
 impl fmt::Debug for PieceSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PieceSet({}/{})", self.len, self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_join_what_is_consecutive() {
+        assert_eq!(runs([1, 2, 3, 7, 9, 10]), [1..4, 7..8, 9..11]);
+        assert!(runs([]).is_empty());
     }
 }

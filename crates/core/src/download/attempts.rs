@@ -193,6 +193,7 @@ impl Download {
         };
         self.crashes = 0;
         self.stuck_since = None;
+        self.dialogue.questions = 0;
         self.known.held.insert(piece);
         self.known.crcs.insert(piece, (crc, parent.clone()));
         self.emit(Effect::Verified { piece, source, cost });

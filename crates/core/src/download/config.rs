@@ -54,11 +54,16 @@ pub struct Config {
     pub answer_deadline: Duration,
     /// Answers of Dragonfly's scheduler before it is given up. Default: 5.
     pub max_schedule_count: u32,
-    /// Time without any source until the scheduler is asked again. Default: 1 s.
+    /// Time without any source until the scheduler is asked again, and from the first such request to the second. It
+    /// doubles up to [`Config::reschedule_every`] while nothing comes of it. Default: 1 s.
     pub reschedule_after: Duration,
-    /// Time between two such requests, and until a parent that is watched but has nothing new counts as none towards
-    /// Dragonfly's scheduler. Default: 10 s.
+    /// Most time between two such requests, and until a parent that is watched but has nothing new counts as none.
+    /// Default: 10 s.
     pub reschedule_every: Duration,
+    /// For how long attempts stand still before Dragonfly's scheduler is asked for other parents, and how long until it
+    /// is asked again: after a few answers it sends to the origin. Ours is asked after [`Config::reschedule_after`].
+    /// Default: 5 s.
+    pub foreign_patience: Duration,
     /// Time without any source until the origin is asked although the scheduler gave no leave. Default: 15 s.
     pub desperate_after: Duration,
     /// Time without any source, the origin having refused, until the clients fail. Default: 10 s.
@@ -98,6 +103,7 @@ impl Default for Config {
             max_schedule_count: 5,
             reschedule_after: s(1),
             reschedule_every: s(10),
+            foreign_patience: s(5),
             desperate_after: s(15),
             refused_limit: s(10),
             stuck_limit: s(30),

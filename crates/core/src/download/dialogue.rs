@@ -27,8 +27,9 @@ pub(super) struct Dialogue {
     pub(super) answers: u32,
     /// Whether a question is open.
     pub(super) awaiting: bool,
-    /// Not asked again before.
-    pub(super) next_question: Tick,
+    /// When it was asked last, and how often since the last piece came.
+    pub(super) asked: Option<Tick>,
+    pub(super) questions: u32,
     ever_open: bool,
     started_told: bool,
     /// The scheduler was told that this peer fetches everything from the origin.
@@ -61,7 +62,8 @@ impl Dialogue {
             failures: 0,
             answers: 0,
             awaiting: false,
-            next_question: now,
+            asked: None,
+            questions: 0,
             ever_open: false,
             started_told: false,
             back_to_source: false,
@@ -241,6 +243,7 @@ impl Download {
                 self.on_answer();
                 self.on_facts(facts);
             }
+            FromScheduler::Length(geometry) => self.on_hearsay(geometry),
             FromScheduler::Refused(why) => {
                 self.dialogue.close(State::Gone(None), why);
                 self.assume_leave();
@@ -304,7 +307,8 @@ impl Download {
         let parents: Vec<PeerId> =
             self.parents.iter().filter(|(_, parent)| parent.listed).map(|(id, _)| id.clone()).collect();
         self.dialogue.awaiting = true;
-        self.dialogue.next_question = self.now + self.config.reschedule_every;
+        self.dialogue.asked = Some(self.now);
+        self.dialogue.questions = self.dialogue.questions.saturating_add(1);
         self.tell(ToScheduler::Reschedule { parents, description });
     }
 }

@@ -121,6 +121,9 @@ pub enum FromScheduler {
     BackToSource(Option<Lease>),
     /// What the scheduler knows.
     Facts(Facts),
+    /// The geometry that follows from the length Dragonfly's scheduler has for the task. It answers nothing, and is
+    /// believed only where nobody has told the geometry: for clients that may not ask the origin.
+    Length(Geometry),
     /// The scheduler will not serve this peer.
     Refused(String),
     /// The announce stream broke. The machine asks to register anew, with backoff.

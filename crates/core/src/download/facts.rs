@@ -145,6 +145,14 @@ impl Download {
         }
     }
 
+    /// The length at second hand, without a version to it. Where the origin comes to say another, that is a new version.
+    pub(super) fn on_hearsay(&mut self, geometry: Geometry) {
+        let told = self.known.seen_at_origin || self.restarts > 0;
+        if !told && self.restart.is_none() {
+            self.adopt(geometry, &Learned::default());
+        }
+    }
+
     /// The ledger's word on one piece. A held piece that differs is given up, and its parent banned.
     fn on_ledger(&mut self, piece: u32, crc: Crc) {
         if self.known.geometry.is_some() && piece >= self.known.piece_count() {

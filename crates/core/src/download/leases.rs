@@ -123,6 +123,9 @@ impl Download {
             return;
         }
         let now = self.now;
+        if self.reads_unmeasured() {
+            self.leases.renew(now);
+        }
         // The scheduler has granted their pieces to others by now.
         drop(self.leases.remove(|live| live.until <= now));
         let usable = !self.paused && self.restart.is_none() && self.origin_is_open();
@@ -144,6 +147,12 @@ impl Download {
         if let Some(until) = self.leases.live.iter().map(|live| live.until).min() {
             self.wake_at(until);
         }
+    }
+
+    /// Whether this peer is the one that reads content of unknown length. It has nothing to report before the end, so
+    /// the scheduler, which knows that, does not take its silence for an end; neither may this side.
+    fn reads_unmeasured(&self) -> bool {
+        self.known.geometry.is_none() && self.known.from_origin.is_some() && self.dialogue.is_ours()
     }
 
     /// Gives every lease back.

@@ -21,6 +21,11 @@ pub(super) struct Parent {
     pub(super) listed: bool,
     pub(super) complete: bool,
     pub(super) has: PieceSet,
+    /// Pieces it claimed and then did not have: it has to announce them again.
+    denied: PieceSet,
+    /// How often that cost it its SyncPieces stream, and when it may have a new one: a stream tells of each piece once.
+    denials: u32,
+    listen_anew: Option<Tick>,
     watch: Watch,
     failures: u32,
     pub(super) retry_at: Option<Tick>,
@@ -50,6 +55,9 @@ impl Parent {
             listed: true,
             complete: false,
             has: PieceSet::new(count),
+            denied: PieceSet::new(count),
+            denials: 0,
+            listen_anew: None,
             watch: Watch::Unopened,
             failures: 0,
             retry_at: None,
@@ -64,6 +72,7 @@ impl Parent {
 
     pub(super) fn resize(&mut self, count: u32) {
         self.has = if self.complete { PieceSet::full(count) } else { PieceSet::new(count) };
+        self.denied = PieceSet::new(count);
     }
 
     /// Whether it may be asked for more.
@@ -71,9 +80,15 @@ impl Parent {
         self.listed && !self.stalled && self.retry_at.is_none()
     }
 
-    /// Whether it may yet give what is missing although it does not now.
+    /// Whether it may yet give what is missing although it does not now. What it has denied is not hoped for.
     pub(super) fn gives_hope(&self, missing: &PieceSet) -> bool {
-        self.is_candidate(missing) && !self.stalled && !self.is_hopeless()
+        let may_give = |piece| self.has.contains(piece) || !self.denied.contains(piece);
+        self.is_candidate(missing) && missing.iter().any(may_give) && !self.stalled && !self.is_hopeless()
+    }
+
+    /// Whether it has denied something that is missing after it had claimed it.
+    pub(super) fn disappoints(&self, missing: &PieceSet) -> bool {
+        self.listed && self.denied.common_from(missing, 0).next().is_some()
     }
 
     /// Whether it failed so often in a row that what it still gives is no progress.
@@ -169,7 +184,8 @@ impl Download {
             let parent = self.parents.entry(info.id).or_insert_with(|| Parent::new(count, now));
             parent.listed = true;
             parent.ours = info.ours;
-            if info.complete && !parent.complete {
+            // Whoever denied a piece is asked what it has: the scheduler's word on it is second-hand.
+            if info.complete && !parent.complete && parent.denied.is_empty() {
                 parent.complete = true;
                 parent.has = PieceSet::full(count);
             }
@@ -206,6 +222,7 @@ impl Download {
             FromParent::Has(pieces) => {
                 for piece in pieces {
                     parent.has.insert(piece);
+                    parent.denied.remove(piece);
                 }
             }
             FromParent::Mismatch(_) => {
@@ -234,10 +251,17 @@ impl Download {
         self.tell(ToScheduler::PieceFailed { piece, parent: id.clone() });
     }
 
+    /// The parent does not have a piece that it was believed to have. It is believed again when it announces the piece
+    /// again; how soon it may do that grows with every time, so that nobody who always lies is always asked.
     pub(super) fn parent_lacks(&mut self, id: &PeerId, piece: Option<u32>) {
-        if let (Some(parent), Some(piece)) = (self.parents.get_mut(id), piece) {
-            parent.complete = false;
-            parent.has.remove(piece);
+        let now = self.now;
+        let (Some(parent), Some(piece)) = (self.parents.get_mut(id), piece) else { return };
+        parent.complete = false;
+        parent.has.remove(piece);
+        parent.denied.insert(piece);
+        if parent.watch == Watch::Open && parent.listen_anew.is_none() {
+            parent.denials = parent.denials.saturating_add(1);
+            parent.listen_anew = Some(now + backoff(self.config.parent_backoff, parent.denials));
         }
     }
 
@@ -307,6 +331,26 @@ impl Download {
         self.mark_stalled_attempts();
     }
 
+    /// Closes the SyncPieces streams that have told of pieces that were not there, once their time has come.
+    fn listen_anew(&mut self) {
+        let (now, mut next) = (self.now, None);
+        for (id, parent) in &mut self.parents {
+            let Some(at) = parent.listen_anew else { continue };
+            if at > now {
+                next = Some(next.map_or(at, |next: Tick| next.min(at)));
+                continue;
+            }
+            parent.listen_anew = None;
+            if parent.watch == Watch::Open {
+                parent.watch = Watch::Unopened;
+                self.out.push(Effect::Unwatch(id.clone()));
+            }
+        }
+        if let Some(at) = next {
+            self.wake_at(at);
+        }
+    }
+
     /// Forgets, revives and watches parents.
     pub(super) fn settle_parents(&mut self) {
         let now = self.now;
@@ -314,6 +358,7 @@ impl Download {
         self.parents.retain(|id, parent| {
             parent.listed || attempts.values().any(|attempt| attempt.parent.as_ref() == Some(id))
         });
+        self.listen_anew();
         let ids: Vec<PeerId> = self.parents.keys().cloned().collect();
         let something_to_get = self.known.geometry.is_some() && !self.known.missing.is_empty();
         for id in ids {
@@ -328,7 +373,7 @@ impl Download {
                     parent.watch = Watch::Unopened;
                 }
             }
-            let unneeded = parent.complete && parent.ours;
+            let unneeded = (parent.complete && parent.ours) || parent.listen_anew.is_some();
             if parent.listed && parent.watch == Watch::Unopened && something_to_get && !unneeded {
                 parent.watch = Watch::Open;
                 self.emit(Effect::Watch(id));

@@ -1,6 +1,10 @@
 //! When nothing moves: who is asked, what may be taken without asking, and when it is over.
 
+use std::time::Duration;
+
+use super::config::backoff;
 use super::{Download, LostClient};
+use crate::Tick;
 
 impl Download {
     /// Looks for a way on when nothing that could bring progress runs. Says whether it found one, or an end: then
@@ -55,42 +59,65 @@ impl Download {
     }
 
     /// Asks the scheduler for other parents when that may help. Says whether that way has ended instead.
-    fn ask_again(&mut self, since: crate::Tick, hope: bool) -> bool {
-        if !self.dialogue.has_answered() {
+    fn ask_again(&mut self, since: Tick, hope: bool) -> bool {
+        let foreign = self.dialogue.is_foreign();
+        if !self.dialogue.has_answered() || (foreign && self.dialogue.awaiting) {
             return false;
         }
-        if self.dialogue.is_foreign() {
-            // Attempts that stalled may still move again, and its answer to a question may be the origin.
-            let patience = match (hope, self.attempts.is_empty()) {
-                (true, _) => self.config.reschedule_every,
-                (false, false) => self.config.reschedule_after,
-                (false, true) => std::time::Duration::ZERO,
-            };
-            let at = since + patience;
-            if self.dialogue.awaiting || !self.due(at) {
-                return false;
-            }
-            if self.dialogue.answers < self.config.max_schedule_count {
-                self.reschedule("not all pieces are downloaded from parent".to_owned());
-                return false;
-            }
-            // Asked often enough: the origin, or the end.
-            if self.origin_is_open() && self.origin.whole.is_none() {
-                self.assume_leave();
-            } else if self.attempts.is_empty() && !self.has_candidates() {
-                self.give_up();
-            } else {
-                return false;
-            }
-            return true;
+        let (first, further) = if foreign { self.foreign_patience(hope) } else { self.patience(hope) };
+        let again = self.dialogue.asked.map_or(since, |asked| asked + further);
+        if !self.due((since + first).max(again)) {
+            return false;
         }
-        let patience = if hope { self.config.reschedule_every } else { self.config.reschedule_after };
-        let at = (since + patience).max(self.dialogue.next_question);
-        if self.due(at) {
+        if !foreign {
             self.reschedule(self.waited_for());
-            self.wake_at(self.dialogue.next_question);
+            // Whether it answers or not: it is asked again.
+            self.wake_at(self.now + self.patience(hope).1);
+            return false;
         }
-        false
+        if self.dialogue.answers < self.config.max_schedule_count {
+            self.reschedule("not all pieces are downloaded from parent".to_owned());
+            return false;
+        }
+        // Asked often enough: the origin, or the end.
+        if self.origin_is_open() && self.origin.whole.is_none() {
+            self.assume_leave();
+        } else if self.attempts.is_empty() && !self.has_candidates() {
+            self.give_up();
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// How long to stand still before our scheduler is asked for the first time, and how long from one time to the next.
+    /// To ask costs little there, but a task of thousands of hosts may be in want at once.
+    fn patience(&self, hope: bool) -> (Duration, Duration) {
+        let (after, every) = (self.config.reschedule_after, self.config.reschedule_every);
+        if hope {
+            return (every, every);
+        }
+        let further = backoff((after, every), self.dialogue.questions);
+        // Waiting makes no piece come back that was claimed and is not there.
+        (if self.is_disappointed() { Duration::ZERO } else { after }, further)
+    }
+
+    /// The same for Dragonfly's scheduler, whose answers are few, and the last of which is the origin: it is asked when
+    /// no parent is left, and otherwise only after a long time. Attempts that stalled may still move again.
+    fn foreign_patience(&self, hope: bool) -> (Duration, Duration) {
+        let patience = match (hope, self.attempts.is_empty()) {
+            (true, _) => self.config.reschedule_every,
+            (false, false) => self.config.foreign_patience,
+            (false, true) if self.is_disappointed() => self.config.reschedule_after,
+            (false, true) => Duration::ZERO,
+        };
+        (patience, patience)
+    }
+
+    /// Whether nothing runs, and parents have not what they said they had.
+    fn is_disappointed(&self) -> bool {
+        let missing = &self.known.missing;
+        self.attempts.is_empty() && self.parents.values().any(|parent| parent.disappoints(missing))
     }
 
     /// Whether somebody is expected to get what is missing.

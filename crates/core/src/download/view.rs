@@ -1,7 +1,7 @@
 //! What a snapshot shows.
 
 use super::{AttemptId, ClientId, Download, PeerId, Source};
-use crate::{Geometry, PieceSet};
+use crate::{Geometry, PieceSet, Tick};
 
 /// One attempt in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +75,14 @@ impl Download {
         self.waited_for()
     }
 
+    /// Since when clients wait while nothing runs that could bring them a piece. At first that is only the way of things:
+    /// the scheduler has to answer.
+    #[must_use]
+    pub fn stands_still_since(&self) -> Option<Tick> {
+        let waits = !(self.clients.is_empty() || self.paused || self.restart.is_some());
+        self.stuck_since.filter(|_| waits)
+    }
+
     /// The geometry, once known.
     #[must_use]
     pub fn geometry(&self) -> Option<Geometry> {
@@ -127,5 +135,36 @@ impl Download {
             id: waiting.client.id,
             missing: waiting.wish.as_ref().map(|wish| wish.missing),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::RangeSpec;
+    use crate::download::{Client, Config, Event, FromScheduler, HeadersId, Held};
+
+    #[test]
+    fn a_download_that_waits_for_its_scheduler_stands_still_unless_it_is_paused() {
+        let begin = Tick::default();
+        let mut machine = Download::new(Config::default(), Held::default(), begin);
+        assert_eq!(machine.stands_still_since(), None, "nobody waits");
+        let client = Client {
+            id: ClientId(1),
+            range: RangeSpec::Whole,
+            headers: HeadersId(1),
+            may_use_origin: true,
+            deadline: None,
+        };
+        machine.step(Event::Join(client), begin);
+        machine.step(Event::Scheduler(FromScheduler::Connected { ours: true }), begin);
+        let later = begin + Duration::from_secs(2);
+        machine.step(Event::Tick { progress: Vec::new() }, later);
+        assert_eq!(machine.stands_still_since(), Some(begin));
+        assert!(machine.situation().contains("no peer has the content"), "{}", machine.situation());
+        machine.step(Event::Pause, later);
+        assert_eq!(machine.stands_still_since(), None);
     }
 }

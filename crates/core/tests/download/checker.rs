@@ -36,6 +36,12 @@ pub(crate) struct Checker {
     pub(crate) watched: BTreeSet<PeerId>,
     banned: BTreeSet<PeerId>,
     known_parents: BTreeSet<PeerId>,
+    /// The scheduler's present list.
+    named: BTreeSet<PeerId>,
+    /// What parents had not although they said so, until they say so again or are named anew.
+    denied: BTreeSet<(PeerId, u32)>,
+    /// The origin did not tell the length: who reads such content keeps its lease, however long it is silent.
+    unmeasured: bool,
     ledger: BTreeMap<u32, Crc>,
     leases: BTreeMap<u64, (Lease, Tick)>,
     lease_generation: u64,
@@ -73,6 +79,9 @@ impl Checker {
             watched: BTreeSet::new(),
             banned: BTreeSet::new(),
             known_parents: BTreeSet::new(),
+            named: BTreeSet::new(),
+            denied: BTreeSet::new(),
+            unmeasured: false,
             ledger: BTreeMap::new(),
             leases: BTreeMap::new(),
             lease_generation: 0,
@@ -95,6 +104,9 @@ impl Checker {
     pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
         self.observe(&event);
         self.assume_leave();
+        if self.unmeasured && self.geometry.is_none() && self.open && self.ours {
+            self.renew_leases();
+        }
         let effects = self.machine.step(event, self.now);
         assert!(self.finished.is_none() || effects.is_empty(), "{effects:?} after the end");
         for effect in &effects {
@@ -102,6 +114,11 @@ impl Checker {
         }
         self.check_state();
         effects
+    }
+
+    fn renew_leases(&mut self) {
+        let now = self.now;
+        self.leases.values_mut().for_each(|(lease, until)| *until = now + lease.silence);
     }
 
     fn observe(&mut self, event: &Event) {
@@ -120,6 +137,9 @@ impl Checker {
                 self.last_progress = self.now;
             }
             Event::Scheduler(message) if self.registered => self.observe_scheduler(message),
+            Event::Parent(parent, FromParent::Has(pieces)) => {
+                self.denied.retain(|(denier, piece)| denier != parent || !pieces.contains(piece));
+            }
             Event::Parent(parent, FromParent::Ended | FromParent::Lost(_)) => {
                 self.watched.remove(parent);
             }
@@ -139,8 +159,7 @@ impl Checker {
     fn observe_scheduler(&mut self, message: &FromScheduler) {
         let mut answer = || {
             if !self.open {
-                let now = self.now;
-                self.leases.values_mut().for_each(|(lease, until)| *until = now + lease.silence);
+                self.renew_leases();
             }
             self.open = true;
             self.assumed = false;
@@ -151,12 +170,15 @@ impl Checker {
         match message {
             FromScheduler::Connected { ours } => {
                 (self.open, self.ours) = (true, *ours);
-                let now = self.now;
-                self.leases.values_mut().for_each(|(lease, until)| *until = now + lease.silence);
+                self.renew_leases();
             }
             FromScheduler::Empty => answer(),
             FromScheduler::Parents(list) => {
                 answer();
+                let named: BTreeSet<PeerId> = list.iter().map(|info| info.id.clone()).collect();
+                // Whoever was not named for a while is forgotten, and begins anew.
+                self.denied.retain(|(denier, _)| self.named.contains(denier) || !named.contains(denier));
+                self.named = if self.ours { named } else { &self.named | &named };
                 self.known_parents.extend(list.iter().map(|info| info.id.clone()));
             }
             FromScheduler::BackToSource(None) => {
@@ -171,6 +193,7 @@ impl Checker {
                 }
             }
             FromScheduler::Facts(_) => answer(),
+            FromScheduler::Length(_) => {}
             FromScheduler::Refused(_) | FromScheduler::Absent => {
                 self.assumed = true;
                 (self.open, self.registered, self.answered) = (false, false, false);
@@ -195,6 +218,12 @@ impl Checker {
             }
             FromAttempt::Over(result) => {
                 let running = self.running.remove(&id).unwrap();
+                let missing = matches!(result, Err(Failure { kind: FailureKind::Missing, .. }));
+                if let (true, Some(parent), Some(piece), false) =
+                    (missing, &running.parent, running.piece, running.cancelled || running.done)
+                {
+                    self.denied.insert((parent.clone(), piece));
+                }
                 if let (Err(Failure { kind: FailureKind::Wrong, .. }), Some(parent), false) =
                     (result, running.parent, running.cancelled || running.done)
                 {
@@ -202,6 +231,7 @@ impl Checker {
                 }
             }
             FromAttempt::Learned(learned) => {
+                self.unmeasured |= learned.content_length.is_none();
                 let streams = learned.content_length.is_none() || learned.ranges == Some(false);
                 if streams && matches!(running.fetch, Fetch::OriginFirst { .. }) {
                     running.piece = None;
@@ -233,6 +263,8 @@ impl Checker {
                 self.held.clear();
                 self.geometry = None;
                 self.ledger.clear();
+                self.denied.clear();
+                self.unmeasured = false;
                 self.last_progress = self.now;
             }
             Effect::Learn(learned) => {
@@ -278,8 +310,7 @@ impl Checker {
             ToScheduler::Release(id) => drop(self.leases.remove(id)),
             ToScheduler::PieceFailed { parent, .. } => drop(self.banned.insert(parent.clone())),
             ToScheduler::PieceFinished { .. } => {
-                let now = self.now;
-                self.leases.values_mut().for_each(|(lease, until)| *until = now + lease.silence);
+                self.renew_leases();
             }
             _ => {}
         }
@@ -291,6 +322,7 @@ impl Checker {
         let (piece, parent) = match fetch {
             Fetch::Piece { piece, parent, crc, .. } => {
                 assert!(self.known_parents.contains(parent) && !self.banned.contains(parent), "{fetch:?}");
+                assert!(!self.denied.contains(&(parent.clone(), *piece)), "{fetch:?} of what was denied");
                 assert_eq!(*crc, self.ledger.get(piece).copied(), "{fetch:?}");
                 (Some(*piece), Some(parent.clone()))
             }

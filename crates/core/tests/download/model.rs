@@ -57,6 +57,10 @@ fn range() -> impl Strategy<Value = RangeSpec> {
     ]
 }
 
+fn geometry(pieces: u32) -> Geometry {
+    Geometry::new(u64::from(pieces) * PIECE, PIECE).unwrap()
+}
+
 fn validator() -> impl Strategy<Value = Validator> {
     proptest::option::of(0u8..3).prop_map(|version| Validator {
         etag: version.map(|version| format!("\"{version}\"")),
@@ -100,6 +104,7 @@ fn scheduler() -> impl Strategy<Value = FromScheduler> {
         6 => parent_infos().prop_map(FromScheduler::Parents),
         4 => facts,
         6 => lease,
+        1 => (1..PIECES + 2).prop_map(|pieces| FromScheduler::Length(geometry(pieces))),
         1 => Just(FromScheduler::BackToSource(None)),
         1 => Just(FromScheduler::Empty),
         1 => Just(FromScheduler::Refused("no".into())),
@@ -216,7 +221,7 @@ fn perform(t: &mut Checker, action: Action) {
         }
         Action::EndStream(index) => {
             if let Some(id) = attempt(t, index) {
-                let geometry = Geometry::new(u64::from(PIECES) * PIECE, PIECE).unwrap();
+                let geometry = geometry(PIECES);
                 let crcs = (0..PIECES).map(crc_of).collect();
                 t.step(Event::Attempt(id, FromAttempt::Ended { geometry, crcs }));
             }
@@ -297,7 +302,7 @@ fn held() -> impl Strategy<Value = Held> {
                 pieces.insert(number);
             }
             Held {
-                geometry: Some(Geometry::new(u64::from(PIECES) * PIECE, PIECE).unwrap()),
+                geometry: Some(geometry(PIECES)),
                 pieces,
                 crcs: numbers.into_iter().map(|number| (number, crc_of(number))).collect(),
                 validator,

@@ -81,6 +81,21 @@ fn a_lone_host_keeps_the_origins_pipe_full() {
 }
 
 #[test]
+fn pieces_that_a_parent_claims_and_has_not_cost_no_time() {
+    for lies in [2, 3, 7] {
+        // It goes on telling of its pieces: nothing but its answers shows that there is nothing to hope for.
+        let liar = Behaviour { lies: Some(lies), ..Behaviour::good(100.0 * MB) };
+        let origin = Behaviour::good(100.0 * MB);
+        let mut world = World::new(Config::default(), 32, vec![liar], origin, SchedulerWay::OnDemand);
+        let took = world.run(Duration::from_secs(60)).expect("it ends");
+        assert_eq!(world.t.finished, Some(Outcome::Done));
+        let ideal = 32.0 * PIECE as f64 / (100.0 * MB);
+        assert!(took.as_secs_f64() <= ideal + 0.5, "every {lies}th: {took:?} against {ideal:.2} s");
+        assert!(world.denials() <= 4, "every {lies}th: asked {} times", world.denials());
+    }
+}
+
+#[test]
 fn a_growing_sibling_is_followed_closely() {
     let sibling = Behaviour { growth: ms(100), ..Behaviour::good(200.0 * MB) };
     let mut world = World::new(Config::default(), 64, vec![sibling], closed(), SchedulerWay::ParentsOnly);
@@ -122,7 +137,7 @@ proptest! {
     fn one_good_source_is_enough(
         bad in proptest::collection::vec(behaviour(), 0..6),
         good_is_origin in any::<bool>(),
-        way in 0..5,
+        way in 0..6,
         pieces in 1u32..60,
         seed in any::<u64>(),
     ) {
@@ -133,6 +148,7 @@ proptest! {
             1 => SchedulerWay::Leases,
             2 => SchedulerWay::Absent,
             3 => SchedulerWay::Silent,
+            4 => SchedulerWay::OnDemand,
             _ => SchedulerWay::Flaky(ms(1500)),
         };
         if good_is_origin {
@@ -147,5 +163,8 @@ proptest! {
         let took = world.run(Duration::from_secs(900));
         prop_assert!(took.is_some(), "{}", world.t.machine.situation());
         prop_assert_eq!(world.t.finished.clone(), Some(Outcome::Done), "{:?}", world.t.failed);
+        // At 250 ms, 500 ms, ... and then every five seconds it may announce again what it does not have.
+        let most = 8 + usize::try_from(took.unwrap().as_secs() / 5).unwrap();
+        prop_assert!(world.denials() <= most, "asked {} times in {took:?}", world.denials());
     }
 }

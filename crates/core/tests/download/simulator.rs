@@ -55,6 +55,10 @@ impl Behaviour {
         }
     }
 
+    fn lies_about(&self, piece: u32) -> bool {
+        self.lies.is_some_and(|every| (piece + 1).is_multiple_of(every))
+    }
+
     fn is_mute(&self, since_start: Duration) -> bool {
         self.mute.is_some_and(|(from, to)| (from..to).contains(&since_start))
     }
@@ -67,6 +71,9 @@ pub(crate) enum SchedulerWay {
     ParentsOnly,
     /// Ours: grants leases of 8 pieces as long as there are any left.
     Leases,
+    /// Ours, where somebody holds everything as far as it knows: tells all parents at once, and grants what is missing
+    /// when it is asked for others.
+    OnDemand,
     /// Nobody there.
     Absent,
     /// Breaks the stream every so often, comes back, tells parents and grants leases.
@@ -145,6 +152,17 @@ impl World {
         self.t.now.since(self.start)
     }
 
+    /// The most often that one parent was asked for one piece that it claims and does not have.
+    pub(crate) fn denials(&self) -> usize {
+        let mut times: BTreeMap<(&PeerId, u32), usize> = BTreeMap::new();
+        for (_, piece, parent) in &self.log {
+            if let Some(parent) = parent.as_ref().filter(|id| self.parents[*id].lies_about(*piece)) {
+                *times.entry((parent, *piece)).or_default() += 1;
+            }
+        }
+        times.into_values().max().unwrap_or(0)
+    }
+
     /// Plays until the machine has finished or `limit` is over; says how long it took.
     pub(crate) fn run(&mut self, limit: Duration) -> Option<Duration> {
         self.feed(Event::Join(client(1)));
@@ -196,7 +214,10 @@ impl World {
             }
             Effect::Watch(parent) => drop(self.told.insert(parent, 0)),
             Effect::Unwatch(parent) => drop(self.told.remove(&parent)),
-            Effect::Tell(ToScheduler::Reschedule { .. }) => self.answer(),
+            Effect::Tell(ToScheduler::Reschedule { .. }) => {
+                self.answer();
+                self.grant_missing();
+            }
             Effect::Tell(ToScheduler::Learned(_) | ToScheduler::PieceFinished { .. }) => self.grant(),
             _ => {}
         }
@@ -239,15 +260,22 @@ impl World {
         if leases && self.connected && self.leased < self.pieces && self.leased < held + 8 {
             let range = self.leased..self.leased + 8;
             self.leased += 8;
-            self.next_lease += 1;
-            let lease = Lease {
-                id: self.next_lease,
-                ranges: vec![range],
-                silence: Duration::from_secs(10),
-                generation: 0,
-            };
-            self.queue.push(Event::Scheduler(FromScheduler::BackToSource(Some(lease))));
+            self.lease(vec![range]);
         }
+    }
+
+    fn grant_missing(&mut self) {
+        if matches!(self.scheduler, SchedulerWay::OnDemand) {
+            let missing = (0..self.pieces).filter(|piece| !self.t.held.contains(piece));
+            let ranges = missing.map(|piece| piece..piece + 1).collect();
+            self.lease(ranges);
+        }
+    }
+
+    fn lease(&mut self, ranges: Vec<std::ops::Range<u32>>) {
+        self.next_lease += 1;
+        let lease = Lease { id: self.next_lease, ranges, silence: Duration::from_secs(10), generation: 0 };
+        self.queue.push(Event::Scheduler(FromScheduler::BackToSource(Some(lease))));
     }
 
     fn fetch(&mut self, id: AttemptId, fetch: &Fetch) {
@@ -267,6 +295,7 @@ impl World {
         let behaviour = parent.as_ref().map_or(&self.origin, |parent| &self.parents[parent]);
         let length = crate::script::PIECE;
         let breaks = behaviour.breaks.is_some_and(|every| (*count).is_multiple_of(every));
+        let lie = behaviour.lies_about(piece);
         let request = Request {
             piece,
             parent,
@@ -275,7 +304,8 @@ impl World {
             bytes: 0.0,
             reported: 0,
             length,
-            breaks_at: breaks.then_some(length as f64 / 2.0),
+            // What it does not have it says at once.
+            breaks_at: if lie { Some(0.0) } else { breaks.then_some(length as f64 / 2.0) },
         };
         self.requests.insert(id, request);
     }
@@ -354,6 +384,13 @@ impl World {
         self.complete();
     }
 
+    /// Whether nothing can have come back yet, or nothing comes any more.
+    fn is_silent(&self, request: &Request) -> bool {
+        let behaviour = request.parent.as_ref().map_or(&self.origin, |parent| &self.parents[parent]);
+        let early = self.t.now.since(request.started) < behaviour.latency;
+        early || behaviour.is_mute(self.since_start())
+    }
+
     fn complete(&mut self) {
         let now = self.t.now;
         let over: Vec<AttemptId> = self
@@ -361,20 +398,20 @@ impl World {
             .iter()
             .filter(|(_, request)| {
                 let end = request.breaks_at.unwrap_or(request.length as f64);
-                request.bytes >= end - 0.5 || now.since(request.moved) >= READ_DEADLINE
+                let answered = !self.is_silent(request) && request.bytes >= end - 0.5;
+                answered || now.since(request.moved) >= READ_DEADLINE
             })
             .map(|(&id, _)| id)
             .collect();
         for id in over {
             let request = self.requests.remove(&id).unwrap();
             let behaviour = request.parent.as_ref().map_or(&self.origin, |parent| &self.parents[parent]);
-            let hits =
-                |every: Option<u32>| every.is_some_and(|every| (request.piece + 1).is_multiple_of(every));
-            let result = if request.bytes < request.length as f64 - 0.5 {
-                Err(FailureKind::Retry { after: None })
-            } else if hits(behaviour.lies) {
+            let wrong = behaviour.wrong.is_some_and(|every| (request.piece + 1).is_multiple_of(every));
+            let result = if behaviour.lies_about(request.piece) {
                 Err(FailureKind::Missing)
-            } else if request.parent.is_some() && hits(behaviour.wrong) {
+            } else if request.bytes < request.length as f64 - 0.5 {
+                Err(FailureKind::Retry { after: None })
+            } else if request.parent.is_some() && wrong {
                 Err(FailureKind::Wrong)
             } else {
                 Ok(())

@@ -211,3 +211,23 @@ fn ignored_ranges_turn_into_a_stream_at_once() {
     }
     assert!(matches!(t.running[&t.at_origin()[0].0].fetch, Fetch::OriginStream { .. }));
 }
+
+#[test]
+fn content_of_unknown_length_is_read_again_however_late_it_broke() {
+    let mut t = fresh();
+    t.join(1);
+    t.scheduler(FromScheduler::Connected { ours: true });
+    t.scheduler(lease(1, 0..8));
+    let (first, _) = t.at_origin()[0];
+    t.learn(first, Learned { ranges: Some(false), ..Learned::default() });
+    // Longer than the lease's silence: there is no piece to report before the end.
+    for second in 1..=15 {
+        t.tick(Duration::from_secs(1), &[(first, second << 20)]);
+    }
+    t.fail(first, FailureKind::Retry { after: Some(Duration::from_secs(12)) });
+    for _ in 0..12 {
+        assert!(t.live().is_empty());
+        t.tick(Duration::from_secs(1), &[]);
+    }
+    assert!(matches!(t.running[&t.at_origin()[0].0].fetch, Fetch::OriginStream { .. }));
+}

@@ -188,3 +188,69 @@ fn a_crashing_fetch_does_not_spin() {
     assert_eq!(restarts, 4);
     assert!(t.machine.deadline().is_some());
 }
+
+#[test]
+fn what_a_parent_claimed_and_has_not_is_asked_of_the_scheduler_at_once() {
+    let mut t = connected(2);
+    t.parents(&[("a", false)]);
+    t.has("a", &[0, 1]);
+    let [(zero, 0), (one, 1)] = t.at("a")[..] else { panic!() };
+    t.deliver(zero);
+    // Its SyncPieces stays open: it may yet get other pieces, but it has said all it will of this one.
+    let effects = t.fail(one, FailureKind::Missing);
+    assert!(matches!(told(&effects)[..], [ToScheduler::Reschedule { .. }]), "{effects:?}");
+    // The answer brings nothing new: asked again after 1 s, 2 s, 4 s, 8 s and from then on every 10 s.
+    t.parents(&[("a", true)]);
+    assert!(t.at("a").is_empty(), "the scheduler's word is no announcement");
+    let mut questions = Vec::new();
+    let begun = t.now;
+    while t.now.since(begun) < ms(14_000) {
+        let effects = t.tick(ms(100), &[]);
+        questions.extend(told(&effects).iter().map(|_| t.now.since(begun).as_millis()));
+    }
+    assert_eq!(questions, [1000, 3000, 7000]);
+    t.scheduler(lease(1, 1..2));
+    deliver_all(&mut t);
+    assert_eq!(t.finished, Some(Outcome::Done));
+}
+
+#[test]
+fn who_denied_a_piece_is_listened_to_anew_with_growing_pauses() {
+    let mut t = connected(1);
+    t.parents(&[("a", true)]);
+    assert!(t.watched.is_empty(), "it has everything");
+    let [(id, 0)] = t.at("a")[..] else { panic!() };
+    let effects = t.fail(id, FailureKind::Missing);
+    assert!(effects.contains(&Effect::Watch("a".into())), "now it has to tell");
+    for pause in [250, 500, 1000, 2000] {
+        t.has("a", &[0]);
+        let [(id, 0)] = t.at("a")[..] else { panic!() };
+        t.fail(id, FailureKind::Missing);
+        let effects = t.tick(ms(pause - 1), &[]);
+        assert!(!effects.contains(&Effect::Unwatch("a".into())), "{pause}");
+        let effects = t.tick(ms(1), &[]);
+        let (unwatch, watch) = (Effect::Unwatch("a".into()), Effect::Watch("a".into()));
+        assert!(effects.ends_with(&[unwatch, watch]), "{pause}: {effects:?}");
+    }
+    // A stream that breaks is no way around the pause.
+    t.has("a", &[0]);
+    let [(id, 0)] = t.at("a")[..] else { panic!() };
+    t.fail(id, FailureKind::Missing);
+    t.step(Event::Parent("a".into(), FromParent::Lost("broken".into())));
+    assert!(!t.tick(ms(3999), &[]).contains(&Effect::Watch("a".into())));
+    assert!(t.tick(ms(1), &[]).contains(&Effect::Watch("a".into())));
+    t.has("a", &[0]);
+    deliver_all(&mut t);
+    assert_eq!(t.finished, Some(Outcome::Done), "in the end it was true");
+}
+
+#[test]
+fn one_denied_piece_costs_a_parent_nothing_else() {
+    let mut t = connected(40);
+    t.parents(&[("a", false)]);
+    t.has("a", &(0..40).collect::<Vec<_>>());
+    let asked = t.at("a");
+    let effects = t.fail(asked[0].0, FailureKind::Missing);
+    assert!(told(&effects).is_empty(), "{effects:?}");
+    assert_eq!(t.at("a").len(), asked.len(), "its window is full again");
+}

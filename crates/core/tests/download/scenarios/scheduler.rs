@@ -158,3 +158,68 @@ fn a_silent_lease_ends() {
     t.tick(Duration::from_secs(11), &[]);
     assert!(t.at_origin().is_empty(), "others fetch its pieces by now");
 }
+
+#[test]
+fn dragonflys_scheduler_is_asked_rarely_while_attempts_stand_still() {
+    let questions = |foreign_scheduler: bool| {
+        let mut t = Checker::new(Config { foreign_scheduler, ..Config::default() }, held(8, &[]));
+        t.step(Event::Join(Client { may_use_origin: false, ..client(1) }));
+        t.scheduler(FromScheduler::Connected { ours: !foreign_scheduler });
+        let parents = vec![ParentInfo { id: "a".into(), ours: !foreign_scheduler, complete: false }];
+        t.scheduler(FromScheduler::Parents(parents.clone()));
+        t.has("a", &(0..8).collect::<Vec<_>>());
+        let (begun, mut asked) = (t.now, Vec::new());
+        while t.now.since(begun) < Duration::from_secs(14) {
+            let effects = t.tick(ms(100), &[]);
+            if told(&effects).iter().any(|message| matches!(message, ToScheduler::Reschedule { .. })) {
+                asked.push(t.now.since(begun).as_millis() / 1000);
+                t.scheduler(FromScheduler::Parents(parents.clone()));
+            }
+        }
+        asked
+    };
+    assert_eq!(questions(true), [5, 10], "its fifth answer is the origin");
+    assert_eq!(questions(false), [1, 2, 4, 8]);
+}
+
+#[test]
+fn a_length_at_second_hand_is_believed_where_nobody_else_told() {
+    let config = Config { foreign_scheduler: true, ..Config::default() };
+    let mut t = Checker::new(config.clone(), Held::default());
+    t.step(Event::Join(Client { may_use_origin: false, ..client(1) }));
+    let length = |pieces| FromScheduler::Length(held(pieces, &[]).geometry.unwrap());
+    t.scheduler(length(4));
+    assert_eq!(t.geometry.unwrap().piece_count(), 4);
+    t.scheduler(length(5));
+    assert_eq!(t.geometry.unwrap().piece_count(), 4, "the first word stands");
+    t.scheduler(FromScheduler::Connected { ours: false });
+    let effects = t.scheduler(length(4));
+    assert!(told(&effects).is_empty(), "it answers nothing, so nothing is asked: {effects:?}");
+    let effects = t.scheduler(FromScheduler::Parents(vec![ParentInfo {
+        id: "a".into(),
+        ours: false,
+        complete: false,
+    }]));
+    assert_eq!(told(&effects), [ToScheduler::Started]);
+    t.has("a", &[0, 1, 2, 3]);
+    deliver_all(&mut t);
+    assert_eq!(t.finished, Some(Outcome::Done));
+
+    // The origin says otherwise: that is a new version.
+    let mut t = Checker::new(config, Held::default());
+    t.step(Event::Join(Client { may_use_origin: false, ..client(1) }));
+    t.scheduler(length(4));
+    t.scheduler(FromScheduler::Connected { ours: false });
+    t.join(2);
+    t.scheduler(FromScheduler::BackToSource(None));
+    let (first, _) = t.at_origin()[0];
+    t.fail(first, FailureKind::Changed(Default::default()));
+    let effects = t.reap();
+    assert!(effects.contains(&Effect::NewGeneration(1)), "{effects:?}");
+    t.scheduler(length(4));
+    assert_eq!(t.geometry, None, "the old length is not believed again");
+    let (first, _) = t.at_origin()[0];
+    t.learn(first, learned(6));
+    deliver_all(&mut t);
+    assert_eq!((t.finished, t.held.len()), (Some(Outcome::Done), 6));
+}
