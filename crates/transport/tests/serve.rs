@@ -168,6 +168,47 @@ async fn a_piece_that_is_being_downloaded_is_waited_for_until_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_that_hangs_up_while_its_piece_is_waited_for_leaves_its_place() {
+    let options = ServerOptions { max_connections: 1, ..Default::default() };
+    let server = start(Pieces::new(1000, 100, false), options.clone()).await;
+    server.pieces.open.send_replace(false);
+    let mut gone = TcpStream::connect(server.address).await.expect("listening");
+    gone.write_all(&request(0)).await.expect("open");
+    server.pieces.asked_now.notified().await;
+    rustix::net::sockopt::set_socket_linger(&gone, Some(Duration::ZERO)).expect("settable");
+    drop(gone);
+    // There is one place. Who hung up had it, and its piece never comes.
+    let mut next = TcpStream::connect(server.address).await.expect("listening");
+    next.write_all(&request(1)).await.expect("open");
+    let asked = server.pieces.asked_now.notified();
+    tokio::time::timeout(Duration::from_secs(20), asked).await.expect("the place is free");
+    assert_eq!(options.counters.figures().failures, 1);
+
+    // One that says no more but still listens is waited for.
+    next.shutdown().await.expect("open");
+    server.pieces.open.send_replace(true);
+    let (answer, content) = answer(&mut next).await;
+    assert!(matches!(answer, Answer::Content { .. }), "{answer:?}");
+    assert!(content == server.pieces.expected(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_piece_that_has_not_come_by_shutdown_is_not_waited_for() {
+    let options = ServerOptions { grace: Duration::from_secs(3600), ..Default::default() };
+    let server = start(Pieces::new(1000, 100, false), options).await;
+    server.pieces.open.send_replace(false);
+    let lane = dial(server.address, true).await;
+    let ticket = lane.request(Kind::Standard, &task(), server.pieces.span(0)).expect("usable");
+    server.pieces.asked_now.notified().await;
+    server.shutdown.cancel();
+    let error = receive(ticket, 64).await.expect_err("it never comes");
+    assert_eq!(error.kind(), FetchKind::Retry);
+    assert!(error.to_string().contains("shutting down"), "{error}");
+    drop(lane);
+    server.ended.await.expect("no panic");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_in_the_provider_costs_that_connection_only() {
     let mut pieces = Pieces::new(1000, 100, false);
     pieces.panicking = Some(3);
@@ -212,19 +253,20 @@ async fn idle_and_half_spoken_connections_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_child_that_reads_nothing_is_dropped_and_frees_the_piece() {
-    let options = ServerOptions { stall: Duration::from_millis(100), ..Default::default() };
+    let stall = Duration::from_millis(100);
+    let options = ServerOptions { stall, max_connections: 1, ..Default::default() };
     let server = start(Pieces::new(64 * MIB, 64 * MIB as u64, true), options.clone()).await;
     let mut child = TcpStream::connect(server.address).await.expect("listening");
     child.write_all(&request(0)).await.expect("open");
     let mut drained = Vec::new();
-    // Nothing is read until the server has given up.
-    while options.counters.figures().connections > 0 || options.counters.figures().accepted == 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    // Nothing is read until the server has given up, which the next child learns by being served in its place.
+    let missing = PieceSpan { number: 1, offset: 0, length: 1 };
+    let next = dial(server.address, true).await;
+    assert_eq!(fetch(&next, missing).await.expect_err("there is one piece").kind(), FetchKind::Missing);
     let _cut = child.read_to_end(&mut drained).await;
     assert!(drained.len() < 64 * MIB);
     assert_eq!(server.pieces.guards.load(Ordering::SeqCst), 0);
-    assert_eq!(options.counters.figures().failures, 1);
+    assert_eq!(options.counters.figures().failures, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

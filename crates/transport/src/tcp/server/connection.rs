@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -122,6 +122,15 @@ async fn ask(server: &Server, stream: &mut TcpStream, warm: bool) -> io::Result<
     })
 }
 
+/// Ends when the connection does: the child reset it, or vanished. That the child's writing side has ended says nothing,
+/// because Dragonfly's children close theirs after the request and wait. A child that closed altogether looks the same
+/// at first; but its kernel forgets the connection within a minute and answers the next keepalive probe with a reset.
+async fn broken(stream: &TcpStream) -> io::Error {
+    let ready = stream.ready(Interest::ERROR).await;
+    let error = ready.err().or_else(|| stream.take_error().unwrap_or_else(Some));
+    error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
+}
+
 /// Answers one request; says whether the connection can take another.
 async fn answer(
     server: &Server,
@@ -130,7 +139,20 @@ async fn answer(
     request: &Request,
 ) -> io::Result<bool> {
     let Request { id, kind, task, piece } = request;
-    let found = timeout(server.options.piece, server.provider.piece(*kind, task, *piece)).await;
+    // What is there already is sent even at shutdown; what is not is not waited for then.
+    let found = tokio::select! {
+        biased;
+        found = timeout(server.options.piece, server.provider.piece(*kind, task, *piece)) => found,
+        error = broken(outlet.stream) => {
+            server.options.counters.failures.fetch_add(1, Ordering::Relaxed);
+            return Err(error);
+        }
+        () = server.shutdown.cancelled() => {
+            let message = "failed to get piece: this parent is shutting down; ask another".to_owned();
+            refuse(server, outlet, *id, ErrorCode::Internal, message).await?;
+            return Ok(false);
+        }
+    };
     let (code, message) = match found {
         Ok(Ok(Some(served))) => {
             return match send(outlet, request, served).await {
