@@ -17,7 +17,7 @@ pub use act::{ActError, as_caller};
 pub use bind::{BindError, BindOptions};
 pub use caller::Caller;
 pub use client::{ConnectError, connect};
-pub use listener::{Connection, Incoming, Listener};
+pub use listener::{Connection, Listener};
 pub use stream::LocalStream;
 
 /// The first bytes of a descriptor connection. HTTP/2 begins with `PRI `.

@@ -1,12 +1,9 @@
 //! Accepting local connections and telling them apart.
 
-use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -28,9 +25,6 @@ pub enum Connection {
     /// A descriptor will travel here; the magic has been read.
     Descriptor(LocalStream),
 }
-
-/// gRPC connections as tonic's server takes them.
-pub type Incoming = Pin<Box<dyn Stream<Item = io::Result<LocalStream>> + Send>>;
 
 /// The daemon's local socket. Dropped, it removes the socket file.
 #[derive(Debug)]
@@ -84,21 +78,6 @@ impl Listener {
                 },
             }
         }
-    }
-
-    /// The gRPC connections as a stream without end. Descriptor connections are closed.
-    #[must_use]
-    pub fn into_incoming(self) -> Incoming {
-        Box::pin(futures_util::stream::unfold(self, |mut listener| async move {
-            loop {
-                match listener.accept().await {
-                    Connection::Grpc(stream) => return Some((Ok(stream), listener)),
-                    Connection::Descriptor(stream) => {
-                        tracing::debug!(uid = stream.caller().uid, "descriptor connections are not served");
-                    }
-                }
-            }
-        }))
     }
 
     /// Unlinks the socket now and returns its path; connections that stand are not affected.

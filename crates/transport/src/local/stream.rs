@@ -31,12 +31,6 @@ impl LocalStream {
     pub fn caller(&self) -> &Arc<Caller> {
         &self.caller
     }
-
-    /// The bare socket behind the first four bytes, for sending and receiving descriptors.
-    #[must_use]
-    pub fn into_socket(self) -> (UnixStream, Arc<Caller>) {
-        (self.stream, self.caller)
-    }
 }
 
 /// Services find the caller in a request's extensions as `Arc<Caller>`.
