@@ -215,18 +215,6 @@ impl Dynconfig {
     fn into_blocks(self, seed: bool) -> BlockList {
         if seed { self.seed_blocks } else { self.blocks }
     }
-
-    /// Whether it names a scheduler at all.
-    #[must_use]
-    pub fn names_scheduler(&self) -> bool {
-        self.addr.is_some() || !self.addrs.is_empty()
-    }
-}
-
-/// The text of a file that names one scheduler and nothing else.
-#[must_use]
-pub fn default_file(addr: &Target) -> String {
-    format!("scheduler:\n  addr: \"{addr}\"\n")
 }
 
 /// Reads YAML, or JSON, which is YAML. Messages carry line and column, and no line of the text.

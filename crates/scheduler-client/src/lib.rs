@@ -21,7 +21,7 @@ mod target;
 pub use announce::HostProvider;
 pub use cluster::{Cluster, ClusterOptions, Departure, SchedulerInfo};
 pub use dynconfig::{
-    Action, BlockList, Blocked, Dynconfig, DynconfigError, ManagerSource, Source, Subject, default_file,
+    Action, BlockList, Blocked, Dynconfig, DynconfigError, ManagerSource, Source, Subject,
 };
 pub use error::ClientError;
 pub use handle::SchedulerHandle;

@@ -38,7 +38,6 @@ fn reads_the_whole_file_in_both_spellings() {
         let dynconfig = Dynconfig::parse(text, "file").unwrap();
         assert_eq!(dynconfig.addr.as_ref().unwrap().to_string(), "dragonfly-scheduler:8002");
         assert_eq!(dynconfig.addrs.len(), 2);
-        assert!(dynconfig.names_scheduler());
         let blocks = &dynconfig.blocks;
         for (blocked, subject) in [
             (Some("application"), subject("banned", "", "", 0)),
@@ -69,10 +68,10 @@ fn reads_the_whole_file_in_both_spellings() {
 fn little_is_enough() {
     for text in ["", "# nothing\n", "scheduler:\n", "scheduler: {addr: \"\"}", "clientConfig: null"] {
         let dynconfig = Dynconfig::parse(text, "file").unwrap();
-        assert!(!dynconfig.names_scheduler(), "{text:?}");
+        assert!(dynconfig.addr.is_none() && dynconfig.addrs.is_empty(), "{text:?}");
     }
     let target = Target::parse("fd00::1", 8002).unwrap();
-    let dynconfig = Dynconfig::parse(&default_file(&target), "file").unwrap();
+    let dynconfig = Dynconfig::parse("scheduler: {addr: \"[fd00::1]:8002\"}", "file").unwrap();
     assert_eq!(dynconfig.addr, Some(target));
 }
 
