@@ -47,7 +47,7 @@ pub(crate) struct TaskPaths {
 pub(crate) struct Layout {
     root: PathBuf,
     /// Closing it lets go of the lock.
-    _lock: File,
+    lock: File,
 }
 
 impl Layout {
@@ -68,9 +68,16 @@ impl Layout {
             fs::set_permissions(&root, private).map_err(StoreError::at("cannot make private", &root))?;
         }
         let lock = lock(&root)?;
-        let this = Self { root, _lock: lock };
+        let this = Self { root, lock };
         this.check_format()?;
         Ok(this)
+    }
+
+    /// Lets go of the lock before its time.
+    pub(crate) fn unlock(&self) {
+        if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
+            tracing::warn!(%error, "store's lock not let go of before its last user ends");
+        }
     }
 
     pub(crate) fn root(&self) -> &Path {

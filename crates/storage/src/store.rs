@@ -259,6 +259,18 @@ impl Store {
         tombstones.expire(&self.shared.layout, &*self.shared.system)?;
         self.shared.layout.leave_marker(&*self.shared.system, self.shared.boot)
     }
+
+    /// Ends the store as the death of its process would, for tests: what was only in memory is lost, no marker is left,
+    /// and the lock is free, whoever still holds parts of the store. When this returns nothing is recorded and no
+    /// room is given back any more; whoever writes content must have ended before.
+    pub fn abandon(&self) {
+        let _tombstones = self.changing.lock();
+        self.shared.closed.store(true, Ordering::Release);
+        for task in self.list() {
+            task.settle();
+        }
+        self.shared.layout.unlock();
+    }
 }
 
 /// Removes a task's files, the sidecar first: content without one is an orphan.

@@ -197,6 +197,11 @@ impl TaskContent {
         Ok(true)
     }
 
+    /// Waits for whoever is changing the task's files.
+    pub(crate) fn settle(&self) {
+        drop(self.io.lock());
+    }
+
     /// Whether a use is known here that the sidecar does not know.
     pub(crate) fn is_unflushed(&self) -> bool {
         let micros = u128::from(self.used_at.load(Ordering::Relaxed));

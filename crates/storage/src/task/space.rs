@@ -122,6 +122,9 @@ impl TaskContent {
     /// Gives back those reservations that are not lent out and that `which` names, blocks included.
     fn give_back(&self, which: impl Fn(&Inner, u32) -> bool) {
         let io = self.io.lock();
+        if self.shared.closed.load(Ordering::Acquire) {
+            return; // the files may be another store's by now
+        }
         let holes = {
             let mut inner = self.inner.lock();
             let Some(geometry) = inner.header.geometry else { return };

@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use damselfly_core::{Algorithm, ByteRange, Class};
 
-use crate::StoreError;
 use crate::testing::{Bench, bytes, complete, fetch, key, put};
+use crate::{Store, StoreError};
 
 /// A complete task with piece 2 of 5 damaged while the store was closed.
 fn damaged(bench: &Bench, clean: bool) -> Vec<u8> {
@@ -35,6 +35,34 @@ fn after_a_kill_every_piece_is_verified_before_its_first_use() {
     assert_eq!(fetch(&task, 2).unwrap(), &content[2000..3000]);
     drop((task, store));
     assert!(bench.open().get(&key(1)).unwrap().is_complete());
+}
+
+#[test]
+fn an_abandoned_store_can_be_opened_while_parts_of_it_live() {
+    let bench = Bench::new();
+    // The real machine: this is about files that two stores have open.
+    let open = || Store::open(bench.options.clone());
+    let (store, content) = (open().unwrap(), bytes(3, 3000));
+    let task = complete(&store, &key(1), &content, 1000);
+    let partial = crate::testing::begin(&store, &key(2), &content, 1000);
+    let pin = partial.pin().unwrap();
+    partial.reserve(&damselfly_core::PieceSet::full(3)).unwrap();
+    assert!(matches!(open(), Err(StoreError::Locked { .. })));
+    store.abandon();
+    let next = open().unwrap();
+    bench.corrupt(&key(1), "data", 1500);
+    let same = next.get(&key(1)).unwrap();
+    assert_eq!(fetch(&same, 1), None, "not marked clean: verified before its first use");
+    // What was left over neither records anything nor takes away what its successor writes.
+    assert!(matches!(task.invalidate(0), Err(StoreError::Closed)));
+    let successor = next.get(&key(2)).unwrap();
+    successor.reserve(&damselfly_core::PieceSet::full(3)).unwrap();
+    put(&successor, &content, 0);
+    drop(pin);
+    assert_eq!(fetch(&successor, 0).unwrap(), &content[..1000]);
+    assert!(matches!(open(), Err(StoreError::Locked { .. })), "the lock is the successor's");
+    drop((store, task, partial));
+    assert!(matches!(open(), Err(StoreError::Locked { .. })), "and stays its");
 }
 
 #[test]
