@@ -41,8 +41,10 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What this host holds.
 pub trait Holdings: Send + Sync + 'static {
-    /// Every task held, completely or in part.
+    /// Every task held, completely or in part, without CRCs.
     fn snapshot(&self) -> Vec<Holding>;
+    /// The same with the CRCs of all pieces held, in the order of their numbers: a scheduler's ledger may be lost.
+    fn listing(&self) -> Vec<Holding>;
     /// Tasks that were deleted and must not come back.
     fn tombstones(&self) -> Vec<Tombstone>;
     /// Changes whenever one of the two does.
@@ -169,7 +171,7 @@ async fn stay(
     let holdings = &shared.options.holdings;
     let mut changes = holdings.changes();
     changes.mark_unchanged();
-    ledger.first(holdings.snapshot(), holdings.tombstones(), &mut queue);
+    ledger.first(holdings.listing(), holdings.tombstones(), &mut queue);
     Stay { shared, member, tx, inbound, queue, ledger, changes, answers_tx, answers }.run().await
 }
 

@@ -34,6 +34,47 @@ async fn a_scheduler_killed_and_restarted_in_the_middle_costs_nobody_the_downloa
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_scheduler_has_its_ledger_again_from_those_who_hold_the_pieces() {
+    let origin = OriginServer::start().await.unwrap();
+    let mut scheduler = TestScheduler::start().unwrap();
+    let mut swarm = Swarm::join(2, &[scheduler.addr()], "").await.unwrap();
+    let blob = origin.blob(3 * PIECE + 1, 7);
+    swarm.hosts[0].download(download(&blob.url)).await.unwrap();
+    let id = task_of(&download(&blob.url));
+    let asked = |host: &Host| host.daemon().engine().cluster.pick(&id);
+    let before: Vec<_> = swarm.hosts.iter().map(asked).collect();
+    scheduler.restart().await.unwrap();
+    for (host, before) in swarm.hosts.iter().zip(before) {
+        let mut changes = host.daemon().engine().cluster.changes();
+        while asked(host).is_none() || asked(host) == before {
+            changes.changed().await.unwrap();
+        }
+    }
+    // The second host hears of the first one's pieces with their CRCs, or not at all.
+    swarm.hosts[1].get(&blob.url, "out").await.unwrap();
+    blob.pattern.check_file(swarm.hosts[1].path("out")).unwrap();
+    assert_eq!(origin.counts(&blob).body_bytes, blob.pattern.length);
+    let snapshot = scheduler.snapshot();
+    let task = snapshot.tasks.iter().find(|task| task.key.id == id).unwrap();
+    assert_eq!((task.ledger, snapshot.counters.origin_pieces), (4, 0));
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_stops_takes_leave_of_its_scheduler() {
+    let scheduler = TestScheduler::start().unwrap();
+    let mut swarm = Swarm::join(2, &[scheduler.addr()], "").await.unwrap();
+    for host in &swarm.hosts {
+        host.sees_schedulers(1).await.unwrap();
+    }
+    swarm.hosts[0].stop().await;
+    // One that merely died would be known still, to be awaited.
+    let hosts = scheduler.snapshot().hosts;
+    assert!(hosts.len() == 1 && hosts[0].held, "{hosts:?}");
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_scheduler_that_stays_dead_costs_nobody_the_download() {
     let origin = OriginServer::start().await.unwrap();
     let mut scheduler = TestScheduler::start().unwrap();

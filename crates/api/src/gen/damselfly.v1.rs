@@ -252,6 +252,13 @@ pub struct Holding {
     /// Every further client must prove its request headers at the origin.
     #[prost(bool, tag = "11")]
     pub private: bool,
+    /// How many of the pieces held come before those that `crcs` speaks of, in the order of their numbers.
+    #[prost(uint32, tag = "12")]
+    pub crcs_from: u32,
+    /// CRC-32 of pieces held, without gaps: the bitmap says which pieces they are. Only in the first, full list; when a
+    /// task has many, further holdings of it in that list go on.
+    #[prost(fixed32, repeated, tag = "13")]
+    pub crcs: ::prost::alloc::vec::Vec<u32>,
 }
 /// Tasks that were deleted on this host and are not to be counted or brought back.
 #[derive(Clone, PartialEq, ::prost::Message)]

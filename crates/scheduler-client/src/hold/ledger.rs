@@ -10,13 +10,16 @@ use super::request;
 
 /// Bytes of holdings in one message, about.
 const MESSAGE: usize = 256 << 10;
+/// CRCs in one holding: with these it takes a quarter of a message.
+const CRCS: usize = 16 << 10;
 /// Tombstones in one message.
 const STONES: usize = 1024;
 
 /// What was told within one stream.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    /// By kind and id, a hash of the holding without its time left, which passes by itself.
+    /// By kind and id, a hash of the holding without its time left, which passes by itself, and without CRCs, which
+    /// follow from the rest.
     told: HashMap<(i32, String), Told>,
     buried: HashSet<(i32, String, u64)>,
 }
@@ -36,7 +39,7 @@ impl Ledger {
         queue: &mut VecDeque<HoldRequest>,
     ) {
         self.told = holdings.iter().map(|holding| (key(holding), told(holding))).collect();
-        send(holdings, true, queue);
+        send(holdings.into_iter().flat_map(parts), true, queue);
         self.bury(tombstones, queue);
     }
 
@@ -90,7 +93,7 @@ fn key(holding: &Holding) -> (i32, String) {
 }
 
 fn told(holding: &Holding) -> Told {
-    let timeless = Holding { ttl_left: None, ..holding.clone() };
+    let timeless = Holding { ttl_left: None, crcs: Vec::new(), ..holding.clone() };
     let mut hasher = DefaultHasher::new();
     timeless.encode_to_vec().hash(&mut hasher);
     // Whether there is a time at all is a fact; how much of it is left is not.
@@ -98,7 +101,20 @@ fn told(holding: &Holding) -> Told {
     Told { hash: hasher.finish(), generation: holding.generation }
 }
 
-fn send(holdings: Vec<Holding>, full: bool, queue: &mut VecDeque<HoldRequest>) {
+/// The holding, as often as its CRCs take.
+fn parts(mut holding: Holding) -> Vec<Holding> {
+    if holding.crcs.len() <= CRCS {
+        return vec![holding];
+    }
+    let crcs = std::mem::take(&mut holding.crcs);
+    let starts = (0u32..).step_by(CRCS);
+    starts
+        .zip(crcs.chunks(CRCS))
+        .map(|(crcs_from, crcs)| Holding { crcs_from, crcs: crcs.to_vec(), ..holding.clone() })
+        .collect()
+}
+
+fn send(holdings: impl IntoIterator<Item = Holding>, full: bool, queue: &mut VecDeque<HoldRequest>) {
     let message = |holdings, last| request(hold_request::Request::Holdings(Holdings { holdings, last }));
     let (mut part, mut size) = (Vec::new(), 0);
     for holding in holdings {
@@ -153,6 +169,34 @@ mod tests {
         assert!(parts.iter().rev().skip(1).all(|part| !part.last && part.encoded_len() < MESSAGE + 30_000));
         assert!(parts.last().unwrap().last);
         assert_eq!(parts.into_iter().flat_map(|part| part.holdings).collect::<Vec<_>>(), all);
+    }
+
+    #[test]
+    fn many_crcs_travel_in_several_holdings() {
+        let crcs: Vec<u32> = (0..40_000).collect();
+        let long = Holding { crcs: crcs.clone(), ..holding("a", &[]) };
+        let short = Holding { crcs: vec![7], ..holding("b", &[1]) };
+        let (mut queue, mut ledger) = (VecDeque::new(), Ledger::default());
+        ledger.first(vec![long, short.clone()], vec![], &mut queue);
+        let mut told = Vec::new();
+        for message in queue.drain(..) {
+            assert!(message.encoded_len() < MESSAGE + 1024);
+            let Some(hold_request::Request::Holdings(holdings)) = message.request else {
+                panic!("{message:?}")
+            };
+            told.extend(holdings.holdings);
+        }
+        assert_eq!(told.pop(), Some(short));
+        let mut expected = 0;
+        for part in &told {
+            assert_eq!((part.id.as_str(), part.crcs_from), ("a", expected));
+            expected += u32::try_from(part.crcs.len()).unwrap();
+        }
+        assert!(told.len() > 1);
+        assert_eq!(told.into_iter().flat_map(|part| part.crcs).collect::<Vec<_>>(), crcs);
+
+        ledger.changes(vec![holding("a", &[]), holding("b", &[1])], vec![], &mut queue);
+        assert_eq!(drain(&mut queue), [], "the same without CRCs is no change");
     }
 
     #[test]

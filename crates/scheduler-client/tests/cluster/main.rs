@@ -63,6 +63,7 @@ async fn one_of_ours_is_greeted_told_and_held() {
     }
     let list = list.unwrap();
     assert!(list.last && list.holdings.len() == 1);
+    assert_eq!(list.holdings[0].crcs, [5], "the first list carries CRCs");
     assert_eq!(stones.unwrap().tombstones[0].id, "bbbbb");
 
     me.change(|held| held[0].bitmap = vec![1]);
@@ -74,6 +75,7 @@ async fn one_of_ours_is_greeted_told_and_held() {
         .await;
     assert!(!changed.last);
     assert_eq!(changed.holdings[0].bitmap, [1]);
+    assert!(changed.holdings[0].crcs.is_empty(), "changes do not");
 
     let handle = cluster.pick(&task(1)).unwrap();
     assert!(handle.ours());

@@ -15,6 +15,9 @@ pub struct Config {
     /// granted, and may hold content it knew of. Where there was no such scheduler nothing can be restated, so a
     /// fresh one grants its first lease at once. The embedding daemon must not claim it after a restart behind
     /// an address that others join.
+    ///
+    /// That everybody who is connected has said what it holds does not end the grace sooner: nobody knows who else
+    /// is on the way back.
     pub fresh: bool,
     /// For how long after tick zero a scheduler that is not fresh grants nothing, so that leases and holdings can be
     /// restated first. Also how long a task waits that a re-registration with leases has brought along.

@@ -187,6 +187,10 @@ pub struct Holding {
     pub piece_length: u64,
     /// Pieces held, in the form of `PieceSet::to_bytes`; empty means all.
     pub bitmap: Vec<u8>,
+    /// How many of the pieces held come before those of `crcs`. Above 0 the holding goes on with another one's CRCs.
+    pub crcs_from: u32,
+    /// CRCs of pieces held, in the order of their numbers.
+    pub crcs: Vec<Crc>,
     /// The version of the content.
     pub validator: Validator,
     /// Every further client must prove its headers at the origin.

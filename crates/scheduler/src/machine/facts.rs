@@ -8,7 +8,7 @@ use damselfly_core::{Crc, Geometry, PeerId, PieceSet};
 use super::Cx;
 use super::event::{Answer, Ending, PieceReport};
 use super::ledger::Ledger;
-use super::peers::PeerState;
+use super::peers::{Peer, PeerState};
 use super::tasks::{Task, contradicts};
 
 /// The geometry that `learned` speaks of, when it does and one can exist.
@@ -196,21 +196,42 @@ impl Task {
     fn contradicted(&mut self, id: &PeerId, report: &PieceReport, standing: Crc, cx: &mut Cx<'_>) {
         cx.counters.ledger_conflicts += 1;
         for failed in [Some(id), report.parent.as_ref()].into_iter().flatten() {
-            self.remove_piece(failed, report.number, cx);
-            let Some(peer) = self.peers.get_mut(failed) else { continue };
-            if peer.ours {
-                let facts = Answer::Facts { learned: None, first: report.number, crcs: vec![standing] };
-                self.answer(failed, facts, cx);
-            } else {
-                // It will not fetch the piece anew, and its children could not tell.
-                peer.suspect = true;
-                self.refresh(failed, cx);
-            }
+            self.refuted(failed, report.number, standing, cx);
+            // A Dragonfly peer will not fetch the piece anew, and its children could not tell.
+            self.suspect_if(failed, |peer| !peer.ours, cx);
         }
         if let (Some(parent), Some(peer)) = (&report.parent, self.peers.get_mut(id)) {
             peer.blocked.insert(parent.clone(), None);
             peer.list_dirty = true;
         }
+    }
+
+    /// A host says with which CRCs it holds what it holds: those that the ledger does not know enter it, and a piece
+    /// that differs is none.
+    pub(super) fn restated(&mut self, id: &PeerId, crcs: Vec<(u32, Crc)>, cx: &mut Cx<'_>) {
+        for (piece, crc) in crcs {
+            let standing = self.ledger.enter(piece, crc);
+            if standing != crc {
+                cx.counters.ledger_conflicts += 1;
+                self.refuted(id, piece, standing, cx);
+                // Where nothing runs nobody fetches the piece anew, and it would be offered again with the next change.
+                self.suspect_if(id, |peer| !peer.is_active(), cx);
+            }
+        }
+    }
+
+    /// The peer has not got this piece after all; one of ours is told with which CRC it would be right.
+    fn refuted(&mut self, id: &PeerId, piece: u32, standing: Crc, cx: &mut Cx<'_>) {
+        self.remove_piece(id, piece, cx);
+        if self.peers.get(id).is_some_and(|peer| peer.ours) {
+            self.answer(id, Answer::Facts { learned: None, first: piece, crcs: vec![standing] }, cx);
+        }
+    }
+
+    fn suspect_if(&mut self, id: &PeerId, doubtful: impl FnOnce(&Peer) -> bool, cx: &mut Cx<'_>) {
+        let Some(peer) = self.peers.get_mut(id).filter(|peer| doubtful(peer)) else { return };
+        peer.suspect = true;
+        self.refresh(id, cx);
     }
 
     /// Tells a peer of ours what it does not know yet; says whether there was anything.

@@ -3,7 +3,8 @@
 use damselfly_core::Crc;
 use std::collections::BTreeMap;
 
-/// The first CRC reported from the origin for each piece. What is in stays: later reports are judged by it.
+/// The first CRC reported for each piece, from the origin or by a host that holds it. What is in stays: later reports are
+/// judged by it.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     crcs: BTreeMap<u32, Crc>,

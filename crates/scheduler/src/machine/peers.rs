@@ -134,7 +134,8 @@ pub(super) struct Peer {
     pub(super) counted: bool,
     /// It may be offered as a parent.
     pub(super) potential: bool,
-    /// Its bytes contradicted the ledger (Dragonfly's only), or its geometry is another.
+    /// Its bytes contradicted the ledger and it would not fetch them anew (Dragonfly's, and what a host of ours holds
+    /// without a dialogue), or its geometry is another.
     pub(super) suspect: bool,
     /// Parents it does not want: for good, or until then.
     pub(super) blocked: BTreeMap<PeerId, Option<Tick>>,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use damselfly_core::download::Learned;
-use damselfly_core::{HostId, PeerId, PieceSet, TaskKey, Tick};
+use damselfly_core::{Crc, HostId, PeerId, PieceSet, TaskKey, Tick};
 
 use super::Scheduler;
 use super::event::{Effect, Ending, HoldId, HoldMessage, Holding, HostInfo};
@@ -243,10 +243,17 @@ impl Scheduler {
             } else {
                 PieceSet::from_bytes(&holding.bitmap, count)
             };
+            let crcs: Vec<(u32, Crc)> =
+                pieces.iter().skip(holding.crcs_from as usize).zip(holding.crcs).collect();
             if let Some(peer) = task.peers.get_mut(&peer) {
                 peer.updated = cx.now;
+                // One of ours is judged by its CRCs alone, each time it lists them.
+                peer.suspect &= crcs.is_empty() || holding.crcs_from > 0;
             }
-            task.set_pieces(&peer, pieces, cx);
+            if holding.crcs_from == 0 {
+                task.set_pieces(&peer, pieces, cx);
+            }
+            task.restated(&peer, crcs, cx);
         });
     }
 

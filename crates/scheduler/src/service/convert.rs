@@ -9,7 +9,7 @@ use damselfly_api::common::v2 as common;
 use damselfly_api::damselfly::v1 as ours;
 use damselfly_api::scheduler::v2 as scheduler;
 use damselfly_core::download::{Learned, Lease, Validator};
-use damselfly_core::{ByteRange, HostId, Kind, PeerId, TaskId, TaskKey, Tick};
+use damselfly_core::{ByteRange, Crc, HostId, Kind, PeerId, TaskId, TaskKey, Tick};
 use scheduler::announce_peer_request::Request;
 use scheduler::announce_peer_response::Response;
 use tonic::Status;
@@ -196,6 +196,8 @@ pub(super) fn holding(holding: ours::Holding) -> Result<Holding, Status> {
         content_length: holding.content_length,
         piece_length: holding.piece_length,
         bitmap: holding.bitmap,
+        crcs_from: holding.crcs_from,
+        crcs: holding.crcs.into_iter().map(Crc).collect(),
         validator: validator(holding.validator),
         private: holding.private,
     })

@@ -1,8 +1,9 @@
 //! Hosts that come, fall silent, go and return.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use damselfly_core::PieceSet;
+use damselfly_core::{Crc, PieceSet};
 
 use super::kit::{Lab, MIB, key, learned, of_length, spans};
 use crate::machine::event::*;
@@ -19,9 +20,27 @@ fn holding(pieces: u32, held: &[u32]) -> Holding {
         content_length: Some(u64::from(pieces) * 4 * MIB),
         piece_length: 4 * MIB,
         bitmap: if held.is_empty() { Vec::new() } else { set.to_bytes() },
+        crcs_from: 0,
+        crcs: Vec::new(),
         validator: learned(pieces, "v1").validator,
         private: false,
     }
+}
+
+/// The same with the CRCs that [`Lab::report`] would report.
+fn with_crcs(pieces: u32, held: &[u32]) -> Holding {
+    let holding = holding(pieces, held);
+    let all: Vec<u32> = if held.is_empty() { (0..pieces).collect() } else { held.to_vec() };
+    Holding { crcs: all.into_iter().map(Crc).collect(), ..holding }
+}
+
+/// The ledger as the peer was told of it since it was last asked about.
+fn ledger_told(lab: &mut Lab, peer: &str) -> BTreeMap<u32, Crc> {
+    let facts = lab.told(peer).into_iter().filter_map(|answer| match answer {
+        Answer::Facts { first, crcs, .. } => Some((first..).zip(crcs)),
+        _ => None,
+    });
+    facts.flatten().collect()
 }
 
 fn holdings(lab: &mut Lab, hold: u64, holdings: Vec<Holding>, last: bool) {
@@ -92,6 +111,80 @@ fn holdings_bring_holders_back() {
     assert!(lab.leased("b/1").is_empty(), "everything is held");
     lab.step(Event::Hold(HoldId(2), HoldMessage::Tombstones(vec![key()])));
     assert_eq!(lab.leased("b/1"), [4, 5, 6, 7]);
+}
+
+#[test]
+fn holdings_with_crcs_bring_the_ledger_back() {
+    let mut lab = Lab::new(|config| config.fresh = false);
+    lab.hello("a", 1, 1);
+    lab.hello("c", 2, 1);
+    holdings(&mut lab, 1, vec![with_crcs(8, &[1, 2, 6])], true);
+    assert_eq!(lab.machine.task(&key()).unwrap().ledger, 3);
+    lab.host("b", Some(1));
+    lab.register("b/1", Register::default());
+    let crcs = |pieces: &[u32]| pieces.iter().map(|&piece| (piece, Crc(piece))).collect::<BTreeMap<_, _>>();
+    assert_eq!(ledger_told(&mut lab, "b/1"), crcs(&[1, 2, 6]));
+    // In two parts, of which the second does not say anew what is held.
+    let whole = with_crcs(8, &[]);
+    let first = Holding { crcs: whole.crcs[..5].to_vec(), ..whole.clone() };
+    let second = Holding { crcs_from: 5, crcs: whole.crcs[5..].to_vec(), ..whole };
+    holdings(&mut lab, 2, vec![first, second], true);
+    lab.pass(SECOND);
+    assert_eq!(ledger_told(&mut lab, "b/1"), crcs(&[0, 3, 4, 5, 7]));
+    assert_eq!(lab.counters().ledger_conflicts, 0);
+    // From here on the ledger judges: what the origin gives now is another content.
+    lab.step(Event::HoldClosed(HoldId(1)));
+    lab.step(Event::HoldClosed(HoldId(2)));
+    lab.say(
+        "b/1",
+        PeerMessage::PieceBackToSourceFinished(PieceReport { crc: Some(Crc(99)), ..Lab::report(4, None) }),
+    );
+    assert_eq!(lab.counters().ledger_conflicts, 1);
+    assert!(lab.machine.peer(&key(), &Lab::id("b/1")).unwrap().pieces.is_empty());
+}
+
+#[test]
+fn a_host_that_holds_other_bytes_than_the_first_is_not_offered() {
+    let mut lab = Lab::new(|_| {});
+    lab.hello("a", 1, 1);
+    lab.hello("c", 2, 1);
+    holdings(&mut lab, 1, vec![with_crcs(8, &[0, 1, 2, 3])], true);
+    let other = Holding { crcs: vec![Crc(0), Crc(77)], ..with_crcs(8, &[0, 1]) };
+    holdings(&mut lab, 2, vec![other], true);
+    assert_eq!(lab.counters().ledger_conflicts, 1);
+    lab.host("b", Some(1));
+    lab.register("b/1", Register::default());
+    assert_eq!(lab.parents("b/1").unwrap(), ["a-abcdef01-held"]);
+    holdings(&mut lab, 2, vec![holding(8, &[0, 1, 4])], false);
+    lab.pass(SECOND);
+    assert_eq!(lab.parents("b/1"), None, "a change without CRCs proves nothing");
+    // Its next stream lists what has become of it.
+    lab.hello("c", 3, 1);
+    holdings(&mut lab, 3, vec![with_crcs(8, &[0, 4])], true);
+    lab.pass(SECOND);
+    let mut parents = lab.parents("b/1").unwrap();
+    parents.sort();
+    assert_eq!(parents, ["a-abcdef01-held", "c-abcdef01-held"]);
+}
+
+#[test]
+fn a_running_peer_whose_host_holds_other_bytes_is_told_and_fetches_the_piece_anew() {
+    let mut lab = Lab::new(|_| {});
+    lab.hello("a", 1, 1);
+    lab.hello("c", 2, 1);
+    holdings(&mut lab, 1, vec![with_crcs(8, &[0, 1])], true);
+    lab.register("c/1", Register::default());
+    lab.from("c/1", "a-abcdef01-held", [0]);
+    lab.told("c/1");
+    let other = Holding { crcs: vec![Crc(0), Crc(77)], ..with_crcs(8, &[0, 1]) };
+    holdings(&mut lab, 2, vec![other], true);
+    let told = lab.told("c/1");
+    let facts = Answer::Facts { learned: None, first: 1, crcs: vec![Crc(1)] };
+    assert!(told.contains(&facts), "{told:?}");
+    assert_eq!(lab.machine.peer(&key(), &Lab::id("c/1")).unwrap().pieces, [0]);
+    lab.host("b", Some(1));
+    lab.register("b/1", Register::default());
+    assert!(lab.parents("b/1").unwrap().contains(&"c/1".to_owned()), "what else it has counts");
 }
 
 #[test]
