@@ -1,22 +1,35 @@
 //! Acting with a caller's rights.
 
+use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Weak};
 use std::thread;
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::Caller;
+
+/// Threads of this process that act for callers at once. Such a thread hangs as long as a caller's file system likes.
+const THREADS: usize = 64;
+/// How many of them one uid may have.
+const SHARE: usize = 16;
+/// How long a call waits for a thread while none of those that have one gets on.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why nothing was done in a caller's name.
 #[derive(Debug, Error)]
 pub enum ActError {
     /// The daemon cannot become this caller.
     #[error(
-        "the daemon runs as uid {own} and may not open files as uid {uid}: transfer by descriptor or stream instead \
-         (--transfer fd, or --transfer-from-dfdaemon), or run the daemon as root"
+        "the daemon runs as uid {own} and may not open files as uid {uid}: stream them instead \
+         (--transfer-from-dfdaemon), or run the daemon as root"
     )]
     NotPermitted {
         /// The caller.
@@ -35,9 +48,126 @@ pub enum ActError {
     /// No thread to do it on.
     #[error("cannot start a thread for the caller: {0}")]
     Thread(io::Error),
+    /// All threads are busy, and none got on for a while.
+    #[error(
+        "{limit} operations {whose} are under way and none of them got on for {} s: a file system does not answer; \
+         look for one that hangs (a network or FUSE mount), then try again", .waited.as_secs()
+    )]
+    Busy {
+        /// Whose operations these are.
+        whose: String,
+        /// How many there may be at once.
+        limit: usize,
+        /// How long nothing happened.
+        waited: Duration,
+    },
     /// The work itself panicked.
     #[error("acting as the caller failed unexpectedly; this is a bug")]
     Panicked,
+}
+
+/// A number of threads, and their signs of life.
+#[derive(Debug)]
+struct Pool {
+    limit: usize,
+    free: Arc<Semaphore>,
+    /// How often a thread got on or came back.
+    beats: AtomicU64,
+}
+
+impl Pool {
+    fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, free: Arc::new(Semaphore::new(limit)), beats: AtomicU64::new(0) })
+    }
+
+    fn try_place(self: &Arc<Self>) -> Option<Place> {
+        let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
+        Some(Place { pool: Arc::clone(self), _permit: permit })
+    }
+
+    /// Waits for its turn as long as those before it get on, else for [`PATIENCE`].
+    async fn place(self: &Arc<Self>, whose: impl FnOnce() -> String) -> Result<Place, ActError> {
+        let busy = |whose| ActError::Busy { whose, limit: self.limit, waited: PATIENCE };
+        // Without waiting no timer is needed.
+        if let Some(place) = self.try_place() {
+            return Ok(place);
+        }
+        let mut turn = std::pin::pin!(Arc::clone(&self.free).acquire_owned());
+        loop {
+            let beats = self.beats.load(Ordering::Relaxed);
+            match tokio::time::timeout(PATIENCE, &mut turn).await {
+                Ok(Ok(permit)) => return Ok(Place { pool: Arc::clone(self), _permit: permit }),
+                Err(_) if self.beats.load(Ordering::Relaxed) != beats => {}
+                Ok(Err(_)) | Err(_) => return Err(busy(whose())),
+            }
+        }
+    }
+}
+
+/// A place for one thread.
+#[derive(Debug)]
+struct Place {
+    pool: Arc<Pool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.pool.beats.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How a long operation shows that it gets on.
+#[derive(Clone, Debug)]
+pub struct Life([Arc<Pool>; 2]);
+
+impl Life {
+    /// Something was done since the last time: those who wait for a thread may go on waiting.
+    pub fn beat(&self) {
+        self.0.iter().for_each(|pool| {
+            pool.beats.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+}
+
+type Places = [Place; 2];
+
+/// Who may have how many threads: all callers together, and each uid, so that nobody takes all of them.
+#[derive(Debug)]
+struct Threads {
+    all: Arc<Pool>,
+    shares: Mutex<HashMap<u32, Weak<Pool>>>,
+}
+
+/// They are the process's, however many daemons it has.
+static THREADS_OF_CALLERS: LazyLock<Threads> = LazyLock::new(Threads::new);
+
+impl Threads {
+    fn new() -> Self {
+        Self { all: Pool::new(THREADS), shares: Mutex::default() }
+    }
+
+    fn share(&self, uid: u32) -> Arc<Pool> {
+        let mut shares = self.shares.lock();
+        if let Some(share) = shares.get(&uid).and_then(Weak::upgrade) {
+            return share;
+        }
+        shares.retain(|_, share| share.strong_count() > 0);
+        let share = Pool::new(SHARE);
+        shares.insert(uid, Arc::downgrade(&share));
+        share
+    }
+
+    /// The share first: whoever waits for that takes nothing from others.
+    async fn place(&self, uid: u32) -> Result<Places, ActError> {
+        let own = self.share(uid).place(|| format!("in the name of uid {uid}")).await?;
+        let any = self.all.place(|| "in callers' names".to_owned()).await?;
+        Ok([own, any])
+    }
+
+    fn try_place(&self, uid: u32) -> Option<Places> {
+        Some([self.share(uid).try_place()?, self.all.try_place()?])
+    }
 }
 
 /// Runs `act` on a thread of its own that has the caller's groups, gid and uid, and the caller's capabilities at most.
@@ -46,29 +176,70 @@ pub enum ActError {
 /// thread. The thread ends with `act`, so no credentials can leak into other work. `act` may block; the calling task
 /// does not. What is not carried over: resource limits, security labels, Landlock and seccomp rules of the caller.
 ///
+/// At most 64 such threads run at once, 16 of one uid. Others wait for their turn, and give up when for a minute none
+/// of those before them got on: when none came back and none of those of [`as_caller_for_long`] said so.
+///
 /// # Errors
-/// When the thread cannot take on the caller's rights; `act` has not run then.
+/// When the thread cannot take on the caller's rights, or there is none to be had; `act` has not run then.
 pub async fn as_caller<T, F>(caller: &Caller, act: F) -> Result<T, ActError>
 where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
+    as_caller_for_long(caller, |_| act()).await
+}
+
+/// As [`as_caller`], for what takes its time and says while it gets on.
+///
+/// # Errors
+/// As [`as_caller`].
+pub async fn as_caller_for_long<T, F>(caller: &Caller, act: F) -> Result<T, ActError>
+where
+    T: Send + 'static,
+    F: FnOnce(&Life) -> T + Send + 'static,
+{
+    let places = THREADS_OF_CALLERS.place(caller.uid).await?;
+    let life = Life([&places[0], &places[1]].map(|place| Arc::clone(&place.pool)));
     let (report, result) = oneshot::channel();
-    spawn(caller.clone(), move |ready| {
+    start(caller.clone(), Some(places), move |ready| {
         // The receiver is gone when the asking task was cancelled; then nobody wants the result.
-        drop(report.send(ready.map(|()| act())));
+        drop(report.send(ready.map(|()| act(&life))));
     })
     .map_err(ActError::Thread)?;
     result.await.map_err(|_| ActError::Panicked)?
 }
 
-/// As [`as_caller`], without waiting for it: for cleaning up.
+/// As [`as_caller`], without waiting for it: for cleaning up. It is done on the spot if there is a thread to be had,
+/// also where no runtime is left to wait for one.
 pub(super) fn spawn<F>(caller: Caller, act: F) -> io::Result<()>
 where
     F: FnOnce(Result<(), ActError>) + Send + 'static,
 {
+    let places = THREADS_OF_CALLERS.try_place(caller.uid);
+    let (None, Ok(runtime)) = (&places, Handle::try_current()) else { return start(caller, places, act) };
+    runtime.spawn(async move {
+        match THREADS_OF_CALLERS.place(caller.uid).await {
+            Ok(places) => {
+                if let Err(error) = start(caller, Some(places), act) {
+                    tracing::warn!(%error, "no thread to clean up with in a caller's name");
+                }
+            }
+            Err(why) => act(Err(why)),
+        }
+    });
+    Ok(())
+}
+
+fn start<F>(caller: Caller, places: Option<Places>, act: F) -> io::Result<()>
+where
+    F: FnOnce(Result<(), ActError>) + Send + 'static,
+{
     let builder = thread::Builder::new().name(format!("as-uid-{}", caller.uid));
-    builder.spawn(move || act(become_caller(&caller))).map(drop)
+    let run = move || {
+        act(become_caller(&caller));
+        drop(places);
+    };
+    builder.spawn(run).map(drop)
 }
 
 fn become_caller(caller: &Caller) -> Result<(), ActError> {
@@ -107,6 +278,78 @@ mod tests {
         let ids = as_caller(&own, || (rustix::process::geteuid(), rustix::process::getegid())).await;
         let (uid, gid) = ids.expect("own uid");
         assert_eq!((uid.as_raw(), gid.as_raw()), (own.uid, own.gid));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_thread_for_ever_and_one_uid_does_not_take_all() {
+        let threads = Arc::new(Threads::new());
+        let mut places = Vec::new();
+        for uid in [1, 2, 3] {
+            for _ in 0..SHARE {
+                places.push(threads.place(uid).await.expect("free"));
+            }
+        }
+        let began = tokio::time::Instant::now();
+        let why = threads.place(1).await.expect_err("its share is taken");
+        assert_eq!(began.elapsed(), PATIENCE);
+        assert!(why.to_string().contains("16 operations in the name of uid 1"), "{why}");
+        assert_eq!(threads.share(1).free.available_permits(), 0);
+        for _ in 0..SHARE {
+            places.push(threads.place(4).await.expect("others have theirs"));
+        }
+        let why = threads.place(5).await.expect_err("all are taken");
+        assert!(why.to_string().contains("64 operations in callers' names"), "{why}");
+        places.pop();
+        threads.place(5).await.expect("one came back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_what_gets_on_has_its_turn() {
+        let threads = Arc::new(Threads::new());
+        let mut places = Vec::new();
+        for _ in 0..SHARE {
+            places.push(threads.place(1).await.expect("free"));
+        }
+        let life = Life([threads.share(1), Arc::clone(&threads.all)]);
+        let waiting = tokio::spawn({
+            let threads = Arc::clone(&threads);
+            async move { threads.place(1).await.map(drop) }
+        });
+        for _ in 0..5 {
+            tokio::time::sleep(PATIENCE - Duration::from_secs(1)).await;
+            life.beat();
+        }
+        assert!(!waiting.is_finished());
+        places.pop();
+        waiting.await.expect("no panic").expect("its turn came");
+        drop((places, life));
+        assert!(
+            threads.try_place(2).is_some() && threads.shares.lock().len() == 1,
+            "shares go with their uids"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_call_has_a_place_until_its_thread_ends() {
+        let own = Caller::this_process();
+        let (gate, wait) = std::sync::mpsc::channel::<()>();
+        let (entered, inside) = oneshot::channel();
+        let act = async {
+            let acted = as_caller(&own, move || {
+                let _: Result<(), ()> = entered.send(());
+                let _: Result<(), _> = wait.recv();
+            });
+            acted.await
+        };
+        let look = async {
+            inside.await.expect("it runs");
+            let free = THREADS_OF_CALLERS.share(own.uid).free.available_permits();
+            drop(gate);
+            free
+        };
+        let (acted, free) = tokio::join!(act, look);
+        acted.expect("own uid");
+        assert!(free < SHARE);
     }
 
     #[tokio::test]
