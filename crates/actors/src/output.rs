@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use damselfly_core::ByteRange;
 use damselfly_storage::{OutputPolicy, OutputWay, StoreError, TaskContent};
-use damselfly_transport::local::{OutputTarget, PathError, as_caller};
+use damselfly_transport::local::{ActError, Life, OutputTarget, PathError, as_caller_for_long};
 use tonic::Status;
 
 /// An output opened as its caller.
@@ -25,7 +25,18 @@ pub(crate) fn refused(why: &PathError) -> Status {
     match why {
         PathError::Exists(_) => Status::already_exists(why.to_string()),
         PathError::Malformed { .. } | PathError::NotAFile { .. } => Status::invalid_argument(why.to_string()),
-        PathError::Foreign(_) | PathError::Refused { .. } | PathError::Act(_) | PathError::Unsupported => {
+        PathError::Act(why) => not_acted(why),
+        PathError::Foreign(_) | PathError::Refused { .. } | PathError::Unsupported => {
+            Status::permission_denied(why.to_string())
+        }
+    }
+}
+
+fn not_acted(why: &ActError) -> Status {
+    match why {
+        ActError::Busy { .. } | ActError::Thread(_) => Status::unavailable(why.to_string()),
+        ActError::Panicked => Status::internal(why.to_string()),
+        ActError::NotPermitted { .. } | ActError::Credentials { .. } => {
             Status::permission_denied(why.to_string())
         }
     }
@@ -38,6 +49,9 @@ fn stored(why: &StoreError) -> Status {
         }
         StoreError::Exists(_) => Status::already_exists(why.to_string()),
         StoreError::NoHardLink { .. } => Status::failed_precondition(why.to_string()),
+        StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Status::permission_denied(why.to_string())
+        }
         _ => Status::internal(why.to_string()),
     }
 }
@@ -52,39 +66,43 @@ impl Output {
         content: &Arc<TaskContent>,
         range: Option<ByteRange>,
     ) -> Result<String, Status> {
-        if self.same_uid && range.is_none() {
-            let policy = OutputPolicy {
-                same_uid: true,
-                overwrite: self.overwrite,
-                force_hard_link: self.force_hard_link,
-            };
-            let way = tokio::task::block_in_place(|| {
-                content.publish_to(self.target.dir(), self.target.name(), policy)
-            });
-            return way.map(|way| name(way).to_owned()).map_err(|why| stored(&why));
-        }
+        let Some(range) = range else { return self.publish_whole(content).await };
         if self.force_hard_link {
             return Err(Status::failed_precondition(
-                "--force-hard-link needs the whole content and the daemon's own user: leave it out to get a copy",
+                "--force-hard-link needs the whole content: leave it out to get a copy",
             ));
         }
-        let Some(range) = range else { return self.publish_as_caller(content).await };
+        let part = tokio::task::block_in_place(|| content.output_of(range)).map_err(|why| stored(&why))?;
         let temp = self.target.create_temp().await.map_err(|why| refused(&why))?;
-        tokio::task::block_in_place(|| content.publish_range_to(temp.file(), range))
-            .map_err(|why| stored(&why))?;
+        let file = Arc::clone(temp.file());
+        self.act(move |life| part.copy_to(&file, &|| life.beat())).await?;
         temp.commit(self.overwrite).await.map_err(|why| refused(&why))?;
         Ok(name(OutputWay::Copy).to_owned())
     }
 
-    /// The whole content, made by a thread that has the caller's credentials, so that the file is the caller's.
-    async fn publish_as_caller(&self, content: &Arc<TaskContent>) -> Result<String, Status> {
-        let ready = tokio::task::block_in_place(|| content.output()).map_err(|why| stored(&why))?;
+    async fn publish_whole(&self, content: &Arc<TaskContent>) -> Result<String, Status> {
+        let whole = tokio::task::block_in_place(|| content.output()).map_err(|why| stored(&why))?;
         let dir = self.target.dir().try_clone_to_owned().map_err(|why| Status::internal(why.to_string()))?;
         let file = self.target.name().to_owned();
-        let policy = OutputPolicy { overwrite: self.overwrite, ..OutputPolicy::default() };
-        let acted = as_caller(self.target.caller(), move || ready.publish_to(dir, &file, policy)).await;
-        let way = acted.map_err(|why| Status::permission_denied(why.to_string()))?;
-        way.map(|way| name(way).to_owned()).map_err(|why| stored(&why))
+        let policy = OutputPolicy {
+            same_uid: self.same_uid,
+            overwrite: self.overwrite,
+            force_hard_link: self.force_hard_link,
+            umask: Some(self.target.caller().umask),
+        };
+        let way = self.act(move |life| whole.publish_to(dir, &file, policy, &|| life.beat())).await?;
+        Ok(name(way).to_owned())
+    }
+
+    /// Runs `act` on a thread that has the caller's credentials: what is made is the caller's, what the caller may not
+    /// do fails, and a file system that does not answer holds up nobody else. A caller with the daemon's own uid may
+    /// have fewer capabilities than the daemon.
+    async fn act<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Life) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let acted = as_caller_for_long(self.target.caller(), act).await;
+        acted.map_err(|why| not_acted(&why))?.map_err(|why| stored(&why))
     }
 }
 

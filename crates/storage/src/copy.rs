@@ -14,7 +14,7 @@ pub(crate) const STEP: usize = 1 << 20;
 /// The buffer for what the kernel cannot copy by itself.
 pub(crate) const BUFFER: usize = 256 << 10;
 
-/// Copies `length` bytes, within the kernel where it can.
+/// Copies `length` bytes, within the kernel where it can. `progress` hears of every step.
 ///
 /// # Errors
 /// `UnexpectedEof` when `from` ends early, else the system's.
@@ -24,6 +24,7 @@ pub(crate) fn copy_range(
     to: &File,
     to_offset: u64,
     length: u64,
+    progress: &dyn Fn(),
 ) -> io::Result<()> {
     let (mut input, mut output) = (from_offset, to_offset);
     let end = from_offset + length;
@@ -31,8 +32,9 @@ pub(crate) fn copy_range(
         let step = usize::try_from(end - input).unwrap_or(STEP).min(STEP);
         match copy_file_range(from, Some(&mut input), to, Some(&mut output), step) {
             // Some file systems answer 0 for what they cannot do; a file that really ended is found out by reading.
-            Ok(0) => return by_buffer(from, input, to, output, end - input),
-            Ok(_) | Err(Errno::INTR) => {}
+            Ok(0) => return by_buffer(from, input, to, output, end - input, progress),
+            Ok(_) => progress(),
+            Err(Errno::INTR) => {}
             Err(
                 Errno::XDEV
                 | Errno::INVAL
@@ -41,14 +43,21 @@ pub(crate) fn copy_range(
                 | Errno::PERM
                 | Errno::BADF
                 | Errno::IO,
-            ) => return by_buffer(from, input, to, output, end - input),
+            ) => return by_buffer(from, input, to, output, end - input, progress),
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
 }
 
-fn by_buffer(from: &File, mut input: u64, to: &File, mut output: u64, length: u64) -> io::Result<()> {
+fn by_buffer(
+    from: &File,
+    mut input: u64,
+    to: &File,
+    mut output: u64,
+    length: u64,
+    progress: &dyn Fn(),
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER.min(usize::try_from(length).unwrap_or(BUFFER))];
     let end = input + length;
     while input < end {
@@ -60,6 +69,7 @@ fn by_buffer(from: &File, mut input: u64, to: &File, mut output: u64, length: u6
         to.write_all_at(&buffer[..step], output)?;
         input += step as u64;
         output += step as u64;
+        progress();
     }
     Ok(())
 }

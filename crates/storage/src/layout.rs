@@ -257,7 +257,7 @@ pub(crate) fn create_task_dir(dir: &Path) -> Result<(), StoreError> {
 /// Makes an empty content file in place of whatever has the name.
 ///
 /// It is made with mode 0666 under the daemon's umask, as any program would make its output: a hard-linked output is
-/// this very inode. Others are kept out by the directory.
+/// this very inode, unless its caller's umask is known to be another. Others are kept out by the directory.
 pub(crate) fn create_data(system: &dyn System, path: &Path) -> Result<File, StoreError> {
     let create = || {
         system.about_to("create content file")?;

@@ -4,9 +4,10 @@
 //! an inode is linked to one caller only, and from then on every change of its size, mtime or ctime brings all of its
 //! pieces into doubt (see `task/read.rs`). Everybody else gets a reflink where the file system has them, else a copy.
 //!
-//! Modes: content files are made with 0666 under the daemon's umask, which is what the caller's own program would have
-//! done, so a link needs no chmod; the store's directory (0700) keeps others out. Copies are made the same way, by the
-//! thread that calls: run it under the caller's credentials and the file is the caller's.
+//! Modes: an output has 0666 less the caller's umask, as if the caller's own program had made it; `chmod`ed, because the
+//! umask of the thread that makes it is the daemon's. A linked output's mode is the stored inode's, which nobody else
+//! gets to see (the store's directory is 0700) and which goes to one caller only: so it is that caller's to choose, as
+//! long as it leaves the store its own access. Copies belong to whoever's credentials the thread has that makes them.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,7 +21,7 @@ use std::sync::atomic::Ordering;
 
 use damselfly_core::ByteRange;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ioctl_ficlone, linkat, openat, renameat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, fchmod, ioctl_ficlone, linkat, openat, renameat,
     renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
@@ -39,6 +40,14 @@ pub struct OutputPolicy {
     pub overwrite: bool,
     /// A hard link or nothing.
     pub force_hard_link: bool,
+    /// The caller's umask; `None`: this process's own.
+    pub umask: Option<u32>,
+}
+
+impl OutputPolicy {
+    fn mode(self) -> Option<u32> {
+        self.umask.map(|umask| 0o666 & !umask)
+    }
 }
 
 /// How an output was made.
@@ -52,14 +61,16 @@ pub enum OutputWay {
     Copy,
 }
 
-/// A complete, verified content with everything opened that its output needs, so that the rest can run under another
-/// uid. While it lives, the collector leaves the task alone.
+/// A verified content, or a range of it, with everything opened that its output needs, so that the rest can run under
+/// another uid. While it lives, the collector leaves the task alone.
 #[derive(Debug)]
 pub struct Output {
     file: Arc<File>,
     _sidecar: Arc<File>,
     epoch: u64,
-    length: u64,
+    range: ByteRange,
+    /// Whether the range is the whole content.
+    whole: bool,
     using: Using,
 }
 
@@ -69,12 +80,21 @@ impl TaskContent {
     /// # Errors
     /// [`StoreError::Missing`] when not every piece is held and good: fetch the rest, then ask again.
     pub fn output(self: &Arc<Self>) -> Result<Output, StoreError> {
-        let using = self.serve()?;
         let geometry = self.geometry().ok_or_else(|| StoreError::NoGeometry(self.key().clone()))?;
-        let (file, epoch) = self.verified(geometry.whole())?;
+        self.output_of(geometry.whole())
+    }
+
+    /// The same for `range` of it: what is made is as long as that.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when a piece of the range is not held and good, [`StoreError::OutOfRange`].
+    pub fn output_of(self: &Arc<Self>, range: ByteRange) -> Result<Output, StoreError> {
+        let using = self.serve()?;
+        let (file, epoch) = self.verified(range)?;
         let sidecar = self.sidecar_file()?;
         self.touch();
-        Ok(Output { file, _sidecar: sidecar, epoch, length: geometry.content_length(), using })
+        let whole = self.geometry().is_some_and(|geometry| geometry.whole() == range);
+        Ok(Output { file, _sidecar: sidecar, epoch, range, whole, using })
     }
 
     /// [`Self::output`] and [`Output::publish_to`] in one, with the credentials of this thread.
@@ -87,35 +107,32 @@ impl TaskContent {
         name: &OsStr,
         policy: OutputPolicy,
     ) -> Result<OutputWay, StoreError> {
-        self.output()?.publish_to(dir, name, policy)
-    }
-
-    /// Copies `range` to the beginning of an open file, for outputs of a part.
-    ///
-    /// # Errors
-    /// [`StoreError::Missing`] when a piece of the range is not held and good, or was taken away during the copy; a
-    /// full or failing disk. The file has part of the range then.
-    pub fn publish_range_to(self: &Arc<Self>, to: &File, range: ByteRange) -> Result<(), StoreError> {
-        let _using = self.serve()?;
-        let (file, epoch) = self.verified(range)?;
-        copy_range(&file, range.start, to, 0, range.length)
-            .map_err(StoreError::at("cannot copy content to", Path::new("the output")))?;
-        self.touch();
-        self.still_verified(&file, epoch)
+        self.output()?.publish_to(dir, name, policy, &|| ())
     }
 }
 
 impl Output {
-    /// Bytes of content.
+    /// Bytes of the output.
     #[must_use]
     pub fn length(&self) -> u64 {
-        self.length
+        self.range.length
+    }
+
+    /// Copies the range to the beginning of an open file. `progress` hears of every step, of 1 MiB at most.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when a piece was taken away during the copy; a full or failing disk. The file has part
+    /// of the range then.
+    pub fn copy_to(&self, to: &File, progress: &dyn Fn()) -> Result<(), StoreError> {
+        copy_range(&self.file, self.range.start, to, 0, self.range.length, progress)
+            .map_err(StoreError::at("cannot copy content to", Path::new("the output")))?;
+        self.task().still_verified(&self.file, self.epoch)
     }
 
     /// Makes the output `name` in `dir`. It appears complete, or not at all and nothing is left behind.
     ///
     /// Run it under the credentials of whoever is to own the output: a copy is created with them. A hard link is made
-    /// with `policy.same_uid` only, and then they are the store's own anyway.
+    /// with `policy.same_uid` only, and then they are the store's own anyway. `progress` is that of [`Self::copy_to`].
     ///
     /// # Errors
     /// [`StoreError::Exists`] when the name is taken and may not be replaced (the stored inode itself under that name
@@ -126,6 +143,7 @@ impl Output {
         dir: impl AsFd,
         name: &OsStr,
         policy: OutputPolicy,
+        progress: &dyn Fn(),
     ) -> Result<OutputWay, StoreError> {
         let dir = dir.as_fd();
         let shown = || name.to_string_lossy().into_owned();
@@ -136,7 +154,7 @@ impl Output {
         }
         let data = self.file.metadata().map_err(StoreError::at("cannot stat", &self.task().paths().data))?;
         match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(there) if (there.st_dev, there.st_ino) == (data.dev(), data.ino()) => {
+            Ok(there) if self.whole && (there.st_dev, there.st_ino) == (data.dev(), data.ino()) => {
                 return Ok(OutputWay::HardLink);
             }
             Ok(there)
@@ -147,18 +165,22 @@ impl Output {
             Ok(_) | Err(Errno::NOENT) => {}
             Err(error) => return Err(StoreError::io("cannot look for", Path::new(name), error.into())),
         }
-        let refused = if policy.same_uid {
-            match self.link(dir, name, policy.overwrite)? {
+        let refused = if !self.whole {
+            "it is a part of the content".to_owned()
+        } else if !policy.same_uid {
+            "the caller does not own the store".to_owned()
+        } else if policy.mode().is_some_and(|mode| mode & 0o600 != 0o600) {
+            "the caller's umask denies its owner, and so the store, reading or writing".to_owned()
+        } else {
+            match self.link(dir, name, policy)? {
                 Ok(()) => return Ok(OutputWay::HardLink),
                 Err(why) => why,
             }
-        } else {
-            "the caller does not own the store".to_owned()
         };
         if policy.force_hard_link {
             return Err(StoreError::NoHardLink { name: shown(), why: refused });
         }
-        self.copy(dir, name, policy.overwrite)
+        self.copy(dir, name, policy, progress)
     }
 
     fn task(&self) -> &Arc<TaskContent> {
@@ -166,7 +188,12 @@ impl Output {
     }
 
     /// `Ok(Err(why))`: no link, but a copy may do.
-    fn link(&self, dir: impl AsFd, name: &OsStr, overwrite: bool) -> Result<Result<(), String>, StoreError> {
+    fn link(
+        &self,
+        dir: impl AsFd,
+        name: &OsStr,
+        policy: OutputPolicy,
+    ) -> Result<Result<(), String>, StoreError> {
         let task = self.task();
         let data = &task.paths().data;
         let stat = |file: &File| Linked::of(file).map_err(StoreError::at("cannot stat", data));
@@ -180,9 +207,13 @@ impl Output {
             if linked.is_some() {
                 return Ok(Err("the stored content is, or was, linked to another output".to_owned()));
             }
+            if let Some(Err(error)) = policy.mode().map(|mode| fchmod(&*self.file, Mode::from_raw_mode(mode)))
+            {
+                return Ok(Err(format!("its mode cannot be the caller's: {error}")));
+            }
             // Before the link, so that no crash leaves one that is not known of.
             task.set_linked(io, Some(stat(&self.file)?))?;
-            match self.link_in_place(&dir, name, overwrite) {
+            match self.link_in_place(&dir, name, policy.overwrite) {
                 Ok(()) => {
                     // The output is there. If this cannot be recorded, our own link looks like somebody else's change,
                     // which costs one verification.
@@ -221,26 +252,36 @@ impl Output {
         )
     }
 
-    fn copy(&self, dir: impl AsFd, name: &OsStr, overwrite: bool) -> Result<OutputWay, StoreError> {
+    fn copy(
+        &self,
+        dir: impl AsFd,
+        name: &OsStr,
+        policy: OutputPolicy,
+        progress: &dyn Fn(),
+    ) -> Result<OutputWay, StoreError> {
         let task = self.task();
         let temporary = self.temporary();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let to: File = openat(&dir, &*temporary, flags, Mode::from_raw_mode(0o666))
+        let mode = Mode::from_raw_mode(policy.mode().unwrap_or(0o666));
+        let to: File = openat(&dir, &*temporary, flags, mode)
             .map_err(StoreError::at("cannot create", Path::new(name)))?
             .into();
+        if policy.umask.is_some() {
+            // The daemon's umask may have taken more; where that cannot be undone, too little is not too much.
+            let _: Result<(), Errno> = fchmod(&to, mode);
+        }
         let made = || {
-            let way = if self.length > 0 && ioctl_ficlone(&to, &*self.file).is_ok() {
+            let way = if self.whole && self.length() > 0 && ioctl_ficlone(&to, &*self.file).is_ok() {
+                // What was shared must have been good until now.
+                task.still_verified(&self.file, self.epoch)?;
                 OutputWay::Reflink
             } else {
-                copy_range(&self.file, 0, &to, 0, self.length)
-                    .map_err(StoreError::at("cannot write", Path::new(name)))?;
+                self.copy_to(&to, progress)?;
                 OutputWay::Copy
             };
-            // What was copied must have been good until its end.
-            task.still_verified(&self.file, self.epoch)?;
             let system = &*task.shared().system;
             system.about_to("rename output").map_err(StoreError::at("cannot create", Path::new(name)))?;
-            if overwrite {
+            if policy.overwrite {
                 renameat(&dir, &*temporary, &dir, name)
             } else {
                 rename_to_new(&dir, &temporary, name)

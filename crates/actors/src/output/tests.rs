@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt;
+
 use damselfly_api::common::v2::Download;
 use damselfly_transport::local::Caller;
 use tonic::Code;
@@ -43,6 +45,26 @@ async fn outputs_appear_complete_or_not_at_all() {
     let copied = Output { same_uid: false, ..open("copied", false).await.unwrap().unwrap() };
     copied.publish(&content, None).await.unwrap();
     assert_eq!(std::fs::read(out.join("copied")).unwrap(), [0, 1, 2, 3]);
+    daemon.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outputs_of_every_kind_obey_the_callers_umask() {
+    let (home, daemon) = daemon("").await;
+    let engine = daemon.engine();
+    let content = empty(&engine.store, &key('a'), 4, None);
+    (0..4).for_each(|number| hold(&content, number));
+    let mut caller = Caller::this_process();
+    caller.umask = 0o077;
+    let caller = Arc::new(caller);
+    let part = Some(ByteRange { start: 1, length: 2 });
+    for (name, same_uid, range) in [("link", true, None), ("copy", false, None), ("part", true, part)] {
+        let path = home.path().join(name);
+        let download = Download { output_path: Some(path.display().to_string()), ..Download::default() };
+        let target = request::output(engine, &caller, &download).await.unwrap().unwrap();
+        Output { same_uid, ..target }.publish(&content, range).await.unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+    }
     daemon.kill().await;
 }
 

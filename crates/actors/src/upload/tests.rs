@@ -78,7 +78,7 @@ async fn a_task_that_does_not_run_is_told_once_and_another_version_ends_the_stor
     assert_eq!(next(&mut stream).await.unwrap().number, 4);
     hold(&content, 5);
     assert_eq!(next(&mut stream).await.unwrap().number, 5);
-    content.new_generation(Validator::default()).unwrap();
+    content.begin_generation(2, Validator::default()).unwrap();
     assert_eq!(next(&mut stream).await, None);
 
     let unknown = client.sync_pieces(interest(&crate::testing::key('b'), 0..1)).await.unwrap_err();

@@ -20,8 +20,10 @@ struct Outputs {
     dir: File,
 }
 
-const LINK: OutputPolicy = OutputPolicy { same_uid: true, overwrite: false, force_hard_link: false };
-const COPY: OutputPolicy = OutputPolicy { same_uid: false, overwrite: false, force_hard_link: false };
+const LINK: OutputPolicy =
+    OutputPolicy { same_uid: true, overwrite: false, force_hard_link: false, umask: None };
+const COPY: OutputPolicy =
+    OutputPolicy { same_uid: false, overwrite: false, force_hard_link: false, umask: None };
 
 impl Outputs {
     fn new() -> Self {
@@ -108,6 +110,48 @@ fn an_output_has_the_mode_any_program_would_have_given_it() {
 }
 
 #[test]
+fn an_output_obeys_its_callers_umask() {
+    for umask in [0o077, 0o027, 0o002, 0] {
+        let test = Outputs::new();
+        let mode = |name: &str| fs::metadata(test.path(name)).unwrap().permissions().mode() & 0o777;
+        let (link, copy) =
+            (OutputPolicy { umask: Some(umask), ..LINK }, OutputPolicy { umask: Some(umask), ..COPY });
+        test.publish("copy", copy).unwrap();
+        assert_eq!(test.publish("link", link).unwrap(), OutputWay::HardLink);
+        assert_eq!([mode("link"), mode("copy")], [0o666 & !umask; 2], "{umask:o}");
+        assert_eq!(fetch(&test.task, 1).unwrap(), &test.content[1 << 20..2 << 20]);
+    }
+    // A mode that would shut the store itself out is a copy's only.
+    let test = Outputs::new();
+    let odd = OutputPolicy { umask: Some(0o277), ..LINK };
+    let error = test.publish("b", OutputPolicy { force_hard_link: true, ..odd }).unwrap_err();
+    assert!(matches!(&error, StoreError::NoHardLink { why, .. } if why.contains("umask")), "{error}");
+    assert!(is_copy(test.publish("b", odd).unwrap()));
+    assert_eq!(fs::metadata(test.path("b")).unwrap().permissions().mode() & 0o777, 0o400);
+    let stored = fs::metadata(test.bench.path(&key(1), "data")).unwrap();
+    assert_eq!(stored.permissions().mode() & 0o600, 0o600);
+}
+
+#[test]
+fn a_part_of_the_content_is_never_the_stored_inode() {
+    let test = Outputs::new();
+    assert_eq!(test.publish("whole", LINK).unwrap(), OutputWay::HardLink);
+    let part = test.task.output_of(ByteRange { start: 5, length: 2 << 20 }).unwrap();
+    assert_eq!(part.length(), 2 << 20);
+    let steps = std::cell::Cell::new(0);
+    part.copy_to(&tempfile::tempfile().unwrap(), &|| steps.set(steps.get() + 1)).unwrap();
+    assert!(steps.get() >= 2, "a copy of 2 MiB gets on at least twice");
+    let over = OutputPolicy { overwrite: true, ..LINK };
+    for (name, policy) in [("part", LINK), ("whole", over)] {
+        assert_eq!(part.publish_to(&test.dir, OsStr::new(name), policy, &|| ()).unwrap(), OutputWay::Copy);
+        assert_eq!(fs::read(test.path(name)).unwrap(), test.content[5..5 + (2 << 20)]);
+    }
+    let forced = OutputPolicy { force_hard_link: true, ..over };
+    let error = part.publish_to(&test.dir, OsStr::new("part"), forced, &|| ()).unwrap_err();
+    assert!(matches!(&error, StoreError::NoHardLink { why, .. } if why.contains("part")), "{error}");
+}
+
+#[test]
 fn what_exists_is_kept_unless_told_otherwise() {
     let test = Outputs::new();
     for policy in [LINK, COPY] {
@@ -161,16 +205,16 @@ fn an_incomplete_content_has_no_output_but_its_held_ranges_do() {
     let error = task.output().unwrap_err();
     assert!(matches!(error, StoreError::Missing { first: 0, count: 2, .. }) && error.class() == Class::Retry);
     let to = tempfile::tempfile().unwrap();
-    task.publish_range_to(&to, ByteRange { start: 1500, length: 1500 }).unwrap();
+    task.output_of(ByteRange { start: 1500, length: 1500 }).unwrap().copy_to(&to, &|| ()).unwrap();
     let mut read = vec![0; 1500];
     to.read_exact_at(&mut read, 0).unwrap();
     assert_eq!(read, content[1500..3000]);
     assert!(matches!(
-        task.publish_range_to(&to, ByteRange { start: 2999, length: 2 }),
+        task.output_of(ByteRange { start: 2999, length: 2 }),
         Err(StoreError::Missing { first: 3, count: 1, .. })
     ));
     assert!(matches!(
-        task.publish_range_to(&to, ByteRange { start: 4000, length: 501 }),
+        task.output_of(ByteRange { start: 4000, length: 501 }),
         Err(StoreError::OutOfRange { end: 4501, .. })
     ));
 }
@@ -247,10 +291,10 @@ fn an_output_is_of_one_generation() {
     let test = Outputs::new();
     let output = test.task.output().unwrap();
     assert_eq!(output.length(), 3 << 20);
-    test.task.new_generation(damselfly_core::download::Validator::default()).unwrap();
+    test.task.begin_generation(2, damselfly_core::download::Validator::default()).unwrap();
     for policy in [LINK, COPY] {
         assert!(matches!(
-            output.publish_to(&test.dir, OsStr::new("a"), policy),
+            output.publish_to(&test.dir, OsStr::new("a"), policy, &|| ()),
             Err(StoreError::Missing { .. })
         ));
     }
