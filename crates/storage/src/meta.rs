@@ -80,9 +80,3 @@ pub struct Meta {
     /// Bytes of published pieces.
     pub held_bytes: u64,
 }
-
-/// Whether two validators name different versions: any part known to both differs.
-pub(crate) fn contradict(a: &Validator, b: &Validator) -> bool {
-    let differ = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
-    differ(&a.etag, &b.etag) || differ(&a.last_modified, &b.last_modified)
-}

@@ -10,13 +10,14 @@ use damselfly_core::download::Validator;
 use super::{MAX_PIECES, Pieces, TaskContent, held_bytes};
 use crate::clock::{Lifetime, Moment};
 use crate::error::StoreError;
-use crate::meta::{Facts, contradict};
+use crate::meta::Facts;
 use crate::policy::Fact;
 use crate::sidecar::Header;
 
 impl TaskContent {
     /// Takes over what the origin or the scheduler says of the content. Telling it again is fine; what was unknown is
-    /// filled in. Nothing is admitted yet: see [`TaskContent::reserve`].
+    /// filled in. A validator that no byte rests on is replaced: a download of unknown length told it, and ended before
+    /// anything was stored. Nothing is admitted yet: see [`TaskContent::reserve`].
     ///
     /// # Errors
     /// [`StoreError::Contradiction`] when geometry or validator differ from what the stored pieces rest on;
@@ -30,7 +31,7 @@ impl TaskContent {
             (inner.header.clone(), inner.streaming)
         };
         let before = header.clone();
-        self.merge(&mut header, facts)?;
+        self.merge(&mut header, facts, streaming)?;
         if header == before {
             return Ok(());
         }
@@ -58,7 +59,8 @@ impl TaskContent {
         Ok(())
     }
 
-    fn merge(&self, header: &mut Header, facts: Facts) -> Result<(), StoreError> {
+    fn merge(&self, header: &mut Header, facts: Facts, streaming: bool) -> Result<(), StoreError> {
+        let nothing_stored = header.geometry.is_none() && !streaming;
         let contradiction = |what, known: String, given: String| {
             Err(StoreError::Contradiction { key: self.key.clone(), what, known, given })
         };
@@ -76,9 +78,13 @@ impl TaskContent {
             (None, Some(given)) => header.geometry = Some(given),
             _ => {}
         }
-        if contradict(&header.validator, &facts.validator) {
-            let words = |v: &Validator| format!("ETag {:?}, Last-Modified {:?}", v.etag, v.last_modified);
-            return contradiction("validator", words(&header.validator), words(&facts.validator));
+        if header.validator.differs(&facts.validator) {
+            if !nothing_stored {
+                let words = |v: &Validator| format!("ETag {:?}, Last-Modified {:?}", v.etag, v.last_modified);
+                return contradiction("validator", words(&header.validator), words(&facts.validator));
+            }
+            header.validator = Validator::default();
+            header.headers.clear();
         }
         let known = &mut header.validator;
         known.etag = known.etag.take().or(facts.validator.etag);

@@ -159,7 +159,7 @@ fn a_new_generation_drops_everything_at_once() {
     late.write_at(0, &old[40..80]).unwrap();
     late_scratch.write_at(0, &old[80..]).unwrap();
     let validator = Validator { etag: Some("\"2\"".into()), last_modified: None };
-    assert_eq!(task.new_generation(validator.clone()).unwrap(), 2);
+    assert_eq!(task.begin_generation(2, validator.clone()).unwrap(), 2);
     assert_eq!(task.begin_generation(2, Validator::default()).unwrap(), 2, "told twice");
     assert_eq!((task.geometry(), task.pieces().count()), (None, 0));
     task.set_facts(Facts { validator: validator.clone(), ..facts(70, 40) }).unwrap();
@@ -211,6 +211,34 @@ fn facts_may_be_told_again_but_not_contradicted() {
     // An empty content is complete as soon as that is known.
     other.set_facts(facts(0, 4 << 20)).unwrap();
     assert!(other.is_complete());
+}
+
+#[test]
+fn a_validator_that_no_byte_rests_on_is_replaced() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let task = store.get_or_create(&key(1), NewTask::default()).unwrap();
+    let told = |text: &str| Facts {
+        validator: Validator { etag: Some(text.into()), last_modified: None },
+        headers: [("etag".to_owned(), text.to_owned())].into(),
+        ..Facts::default()
+    };
+    task.set_facts(told("a")).unwrap();
+    let mut writer = task.unit_writer().unwrap();
+    writer.append(b"content").unwrap();
+    let error = task.set_facts(told("b")).unwrap_err();
+    assert!(matches!(error, StoreError::Contradiction { what: "validator", .. }), "{error}");
+    // That download ended, and meanwhile the origin has another version; over a restart too.
+    drop((writer, task, store));
+    let store = bench.open();
+    let task = store.get(&key(1)).unwrap();
+    task.set_facts(told("b")).unwrap();
+    let meta = task.meta();
+    assert_eq!((meta.validator, meta.headers, meta.generation), (told("b").validator, told("b").headers, 1));
+    let mut writer = task.unit_writer().unwrap();
+    writer.append(b"content").unwrap();
+    writer.finish().unwrap();
+    assert!(matches!(task.set_facts(told("c")), Err(StoreError::Contradiction { .. })));
 }
 
 /// Many threads at few pieces, primaries and second attempts, some of which lie or give up: whatever is published is
