@@ -327,8 +327,7 @@ impl StoreError {
     pub(crate) fn into_io(self) -> io::Error {
         let kind = match &self {
             Self::DiskFull { source, .. } | Self::Io { source, .. } => source.kind(),
-            Self::BadWrite { .. } | Self::OutOfRange { .. } => io::ErrorKind::InvalidInput,
-            Self::Missing { .. } | Self::NoGeometry(_) => io::ErrorKind::NotFound,
+            Self::BadWrite { .. } => io::ErrorKind::InvalidInput,
             _ => io::ErrorKind::Other,
         };
         io::Error::new(kind, self)

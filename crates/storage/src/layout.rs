@@ -151,7 +151,7 @@ impl Layout {
         self.replace(system, CLEAN, &marker(boot))
     }
 
-    /// Writes a small file so that it appears whole or not at all.
+    /// Writes a small file so that it appears whole or not at all, and once this returns, whole: even without power.
     pub(crate) fn replace(&self, system: &dyn System, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let (path, fresh) = (self.root.join(name), self.root.join(format!("{name}.fresh")));
         let write = || {
@@ -159,8 +159,11 @@ impl Layout {
             let mut options = OpenOptions::new();
             let file = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
             system.write_at(&file, bytes, 0)?;
+            // Else the name may reach the device before the bytes, and what it named is lost with them.
+            system.flush(&file)?;
             system.about_to("rename small file")?;
-            fs::rename(&fresh, &path)
+            fs::rename(&fresh, &path)?;
+            system.flush(&File::open(&self.root)?)
         };
         write().map_err(StoreError::at("cannot write", &path))
     }

@@ -41,6 +41,11 @@ pub(crate) trait System: Debug + Send + Sync {
         file.write_all_at(bytes, offset)
     }
 
+    /// Flushes a file to the device, or the names in a directory.
+    fn flush(&self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+
     /// Called before every other change of the directory (create, rename, remove, truncate, link); an error is
     /// treated as the change's own.
     fn about_to(&self, _change: &'static str) -> io::Result<()> {

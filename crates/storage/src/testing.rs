@@ -26,7 +26,9 @@ pub(crate) struct Play {
     pub(crate) allocated: Vec<(u64, u64)>,
     /// After that many more allocations the disk is full.
     pub(crate) allocations: Option<u32>,
-    /// The change (by its name) that fails.
+    /// What the disk gets back from every file that is removed.
+    pub(crate) removal_frees: u64,
+    /// The change (by its name, `flush` for one of those) that fails.
     pub(crate) fails: Option<&'static str>,
     /// Copies of the directory as a kill would leave it, taken before each change and in the middle of each write.
     pub(crate) snapshots: Option<(PathBuf, PathBuf, usize)>,
@@ -48,6 +50,7 @@ impl Fake {
             sparse_only: false,
             allocated: Vec::new(),
             allocations: None,
+            removal_frees: 0,
             fails: None,
             snapshots: None,
         })))
@@ -119,7 +122,19 @@ impl System for Fake {
 
     fn about_to(&self, change: &'static str) -> io::Result<()> {
         self.snapshot();
-        if self.0.lock().fails == Some(change) { Err(io::Error::other("made to fail")) } else { Ok(()) }
+        let mut play = self.0.lock();
+        if play.fails == Some(change) {
+            return Err(io::Error::other("made to fail"));
+        }
+        let frees = if change == "remove task file" { play.removal_frees } else { 0 };
+        if let Some(space) = &mut play.space {
+            space.free += frees;
+        }
+        Ok(())
+    }
+
+    fn flush(&self, _file: &File) -> io::Result<()> {
+        self.about_to("flush")
     }
 
     fn allocate(&self, _file: &File, offset: u64, length: u64) -> io::Result<bool> {

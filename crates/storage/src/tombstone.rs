@@ -152,7 +152,9 @@ impl Tombstones {
             let path = layout.tombstones();
             let append = || -> io::Result<()> {
                 let file = OpenOptions::new().write(true).open(&path)?;
-                system.write_at(&file, &entry.encode(), (MAGIC.len() + place * ENTRY) as u64)
+                system.write_at(&file, &entry.encode(), (MAGIC.len() + place * ENTRY) as u64)?;
+                // What was deleted must not come back because the power went away.
+                system.flush(&file)
             };
             append().map_err(StoreError::at("cannot write", &path))
         };

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use damselfly_core::{Crc, PieceSet, TaskKey};
-use rustix::fs::fdatasync;
 
 use super::frame::{self, FRAME, INLINE, MAX_BODY, Overflow, RECORDS};
 use super::record::{self, RECORD};
@@ -136,7 +135,7 @@ impl SidecarFile {
         }
         system.write_at(&file, &frame, (sequence & 1) * FRAME as u64).map_err(failed())?;
         if self.durable {
-            fdatasync(&*file).map_err(StoreError::at("cannot flush", &self.path))?;
+            system.flush(&file).map_err(StoreError::at("cannot flush", &self.path))?;
         }
         self.sequence = sequence;
         self.overflow = Overflow {
@@ -184,9 +183,9 @@ impl SidecarFile {
     }
 
     /// Flushes to the device, and every later header write too.
-    pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn sync(&mut self, system: &dyn System) -> Result<(), StoreError> {
         let file = self.file()?;
-        fdatasync(&*file).map_err(StoreError::at("cannot flush", &self.path))?;
+        system.flush(&file).map_err(StoreError::at("cannot flush", &self.path))?;
         self.durable = true;
         Ok(())
     }

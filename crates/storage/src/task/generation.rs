@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use damselfly_core::download::Validator;
 use parking_lot::MutexGuard;
-use rustix::fs::fdatasync;
 
 use super::{Life, Pieces, TaskContent};
 use crate::error::StoreError;
@@ -86,18 +85,9 @@ impl TaskContent {
         Ok(())
     }
 
-    /// The content changed at its origin: drops all pieces at once and begins the next generation, of unknown length.
-    /// Readers of the old content keep it until they are done. Returns the new generation.
-    ///
-    /// # Errors
-    /// Task gone, a failing disk.
-    pub fn new_generation(&self, validator: Validator) -> Result<u64, StoreError> {
-        let next = self.inner.lock().header.generation + 1;
-        self.begin_generation(next, validator)
-    }
-
-    /// As [`Self::new_generation`], with a number. Nothing happens when the task is in that generation or a later one.
-    /// Returns the generation it is in afterwards.
+    /// The content changed at its origin: drops all pieces at once and begins that generation, of unknown length.
+    /// Readers of the old content keep it until they are done. Nothing happens when the task is in that generation or
+    /// a later one. Returns the generation it is in afterwards.
     ///
     /// # Errors
     /// Task gone, a failing disk.
@@ -197,12 +187,13 @@ impl TaskContent {
         let mut io = self.io.lock();
         self.live(&self.inner.lock())?;
         let data = self.data(&io)?;
-        fdatasync(&*data).map_err(StoreError::at("cannot flush", &self.paths.data))?;
-        io.sync()?;
+        let system = &*self.shared.system;
+        system.flush(&data).map_err(StoreError::at("cannot flush", &self.paths.data))?;
+        io.sync(system)?;
         // The names too; each directory is made once and seldom synced again.
         let root = self.shared.layout.root();
         for dir in self.paths.dir.ancestors().take_while(|dir| dir.starts_with(root)) {
-            let synced = File::open(dir).and_then(|dir| dir.sync_all());
+            let synced = File::open(dir).and_then(|dir| system.flush(&dir));
             synced.map_err(StoreError::at("cannot flush", dir))?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use damselfly_core::digest::Computed;
@@ -81,44 +81,6 @@ impl TaskContent {
             }
             self.verify(number)?;
         }
-    }
-
-    /// Reads verified content at `offset` into `buffer` and says how much: up to the end of the content or of the held
-    /// pieces, whichever comes first; 0 at the end. Counts as a use.
-    ///
-    /// # Errors
-    /// `NotFound` when the piece at `offset` is not held, or the length is not known; the system's.
-    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.read_verified(offset, buffer).map_err(StoreError::into_io)
-    }
-
-    fn read_verified(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, StoreError> {
-        self.doubt_if_touched()?;
-        let geometry = self.geometry().ok_or_else(|| StoreError::NoGeometry(self.key.clone()))?;
-        let wanted = geometry.pieces_of(ByteRange { start: offset, length: buffer.len() as u64 });
-        if wanted.is_empty() {
-            return Ok(0);
-        }
-        for number in wanted.clone() {
-            self.verify(number)?;
-        }
-        let (file, epoch, end) = self.with_data(|inner, file| {
-            let good = wanted.clone().take_while(|&number| inner.is_good(number)).last();
-            let Some(span) = good.and_then(|number| geometry.piece(number)) else {
-                let (key, first) = (self.key.clone(), wanted.start);
-                return Err(StoreError::Missing { key, first, count: 1 });
-            };
-            Ok((file, inner.epoch, span.offset + span.length))
-        })?;
-        let length = usize::try_from(end - offset).unwrap_or(usize::MAX).min(buffer.len());
-        file.read_exact_at(&mut buffer[..length], offset)
-            .map_err(StoreError::at("cannot read", &self.paths.data))?;
-        if self.inner.lock().epoch != epoch {
-            // Something was taken away meanwhile, and its extent may have been written anew.
-            return Err(StoreError::Missing { key: self.key.clone(), first: wanted.start, count: 1 });
-        }
-        self.touch();
-        Ok(length)
     }
 
     /// The digest of the whole content, read once. Counts as a use.

@@ -143,7 +143,7 @@ fn a_kill_at_any_step_loses_at_most_what_was_in_flight() {
     for size in [9000, 20_000, 100] {
         script.step(|_| task.set_digest(&"x".repeat(size)).unwrap());
     }
-    script.step(|_| assert_eq!(task.new_generation(Validator::default()).unwrap(), 2));
+    script.step(|_| assert_eq!(task.begin_generation(2, Validator::default()).unwrap(), 2));
     script.step(|_| task.set_facts(facts(LENGTH as u64, PIECE)).unwrap());
     script.step(|_| write(&task, &second, 1, false));
     drop(task);
@@ -210,7 +210,7 @@ fn a_kill_before_a_linked_file_is_replaced_leaves_it_alone() {
     let policy = OutputPolicy { same_uid: true, ..OutputPolicy::default() };
     task.publish_to(&dir, "x".as_ref(), policy).unwrap();
     bench.system.0.lock().fails = Some("create content file");
-    assert!(task.new_generation(Validator::default()).is_err());
+    assert!(task.begin_generation(2, Validator::default()).is_err());
     bench.system.0.lock().fails = None;
     drop((task, store));
     let store = bench.open();

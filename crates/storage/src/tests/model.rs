@@ -1,10 +1,11 @@
 //! A task against a map of bytes.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use damselfly_core::download::Validator;
-use damselfly_core::{Crc, PieceSet};
+use damselfly_core::{ByteRange, Crc, PieceSet};
 use proptest::prelude::*;
 
 use crate::testing::{Bench, begin, bytes, facts, fetch, key};
@@ -24,7 +25,7 @@ enum Op {
     Race(u32),
     Invalidate(u32),
     Fetch(u32),
-    Read(u64, usize),
+    Read(u64, u64),
     Reserve(Vec<u32>),
     Unpin,
     Generation,
@@ -42,7 +43,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => piece().prop_map(Op::Race),
         1 => piece().prop_map(Op::Invalidate),
         2 => piece().prop_map(Op::Fetch),
-        1 => (0..LENGTH + 10, 1usize..200).prop_map(|(offset, length)| Op::Read(offset, length)),
+        1 => (0..LENGTH + 10, 1..200u64).prop_map(|(offset, length)| Op::Read(offset, length)),
         1 => prop::collection::vec(piece(), 0..5).prop_map(Op::Reserve),
         1 => Just(Op::Unpin),
         1 => Just(Op::Generation),
@@ -159,7 +160,7 @@ impl Run {
                 self.reserved = PieceSet::new(PIECES);
             }
             Op::Generation => {
-                self.generation = task.new_generation(Validator::default()).unwrap();
+                self.generation = task.begin_generation(self.generation + 1, Validator::default()).unwrap();
                 self.content = bytes(self.generation, self.content.len());
                 task.set_facts(facts(LENGTH, PIECE)).unwrap();
                 self.held.clear();
@@ -189,22 +190,29 @@ impl Run {
         self.reserved.remove(number);
     }
 
-    fn read(&mut self, task: &Arc<TaskContent>, offset: u64, length: usize) {
-        let mut buffer = vec![0; length];
-        let read = task.read_at(offset, &mut buffer);
-        let end = LENGTH.min(offset + length as u64);
-        let wanted = if offset < LENGTH { (offset / PIECE) as u32..end.div_ceil(PIECE) as u32 } else { 0..0 };
-        let good = wanted.clone().take_while(|number| self.held.contains_key(number)).count() as u64;
-        if offset >= LENGTH {
-            assert_eq!(read.unwrap(), 0);
-        } else if good == 0 {
-            assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::NotFound);
-        } else {
-            let end = end.min((offset / PIECE + good) * PIECE);
-            let count = read.unwrap();
-            assert_eq!(count as u64, end - offset);
-            let start = usize::try_from(offset).unwrap();
-            assert_eq!(buffer[..count], self.content[start..start + count]);
+    fn read(&mut self, task: &Arc<TaskContent>, offset: u64, length: u64) {
+        let output = task.output_of(ByteRange { start: offset, length });
+        if offset + length > LENGTH {
+            assert!(matches!(output, Err(StoreError::OutOfRange { .. })));
+            return;
+        }
+        let wanted = (offset / PIECE) as u32..(offset + length).div_ceil(PIECE) as u32;
+        let missing: Vec<u32> = wanted.clone().filter(|number| !self.held.contains_key(number)).collect();
+        match output {
+            Ok(output) => {
+                assert!(missing.is_empty());
+                let to = tempfile::tempfile().unwrap();
+                output.copy_to(&to, &|| ()).unwrap();
+                let start = usize::try_from(offset).unwrap();
+                let expected = &self.content[start..][..usize::try_from(length).unwrap()];
+                let mut read = vec![0; expected.len()];
+                to.read_exact_at(&mut read, 0).unwrap();
+                assert_eq!(read, expected);
+            }
+            Err(StoreError::Missing { first, count, .. }) => {
+                assert_eq!((first, count as usize), (missing[0], missing.len()));
+            }
+            Err(error) => panic!("{error}"),
         }
         wanted.for_each(|number| self.found_out(number));
     }

@@ -39,6 +39,24 @@ fn the_real_machine_takes_content_and_keeps_it() {
 }
 
 #[test]
+fn what_was_flushed_is_flushed_at_every_later_change() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let task = complete(&store, &key(1), &bytes(1, 1000), 500);
+    let fail = |change: Option<&'static str>| bench.system.0.lock().fails = change;
+    fail(Some("flush"));
+    assert!(matches!(task.sync(), Err(StoreError::Io { .. })));
+    task.set_paused(true).unwrap();
+    fail(None);
+    task.sync().unwrap();
+    fail(Some("flush"));
+    assert!(matches!(task.set_paused(false), Err(StoreError::Io { .. })));
+    fail(None);
+    assert!(task.meta().paused, "not so before it is on the device");
+    task.set_paused(false).unwrap();
+}
+
+#[test]
 fn newer_formats_are_refused_by_name() {
     let bench = Bench::new();
     drop(bench.open());

@@ -159,7 +159,7 @@ fn admission_survives_a_new_generation_and_a_restart() {
     let task = begin(&store, &key(1), &content, 1000);
     task.reserve(&PieceSet::full(6)).unwrap();
     put(&task, &content, 0);
-    task.new_generation(damselfly_core::download::Validator::default()).unwrap();
+    task.begin_generation(2, damselfly_core::download::Validator::default()).unwrap();
     assert_eq!((store.usage().used, store.usage().reserved), (0, 0));
     task.set_facts(crate::testing::facts(6000, 1000)).unwrap();
     put(&task, &content, 5);

@@ -112,7 +112,7 @@ fn a_generation_that_changes_under_a_stream_stops_it() {
     let task = store.get_or_create(&key(1), NewTask::default()).unwrap();
     let mut writer = task.unit_writer().unwrap();
     writer.append(&bytes(1, 10)).unwrap();
-    task.new_generation(damselfly_core::download::Validator::default()).unwrap();
+    task.begin_generation(2, damselfly_core::download::Validator::default()).unwrap();
     let mut next = task.unit_writer().unwrap();
     next.append(b"new").unwrap();
     assert!(matches!(writer.finish(), Err(StoreError::OtherGeneration { was: 1, is: 2, .. })));
