@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use damselfly_core::download::Validator;
 use damselfly_core::{Kind, PieceSet, TaskKey, redact};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::clock::{BootId, Lifetime, Moment};
 use crate::error::StoreError;
@@ -61,6 +61,11 @@ pub(crate) struct Shared {
     pub(crate) layout: Layout,
     pub(crate) system: Arc<dyn System>,
     pub(crate) ledger: Ledger,
+    /// Read while something is admitted, written while room is made for it: what one task gets freed no other takes.
+    /// Locked before anything else.
+    pub(crate) admission: RwLock<()>,
+    /// Who makes room.
+    pub(crate) store: OnceLock<Weak<Store>>,
     pub(crate) boot: BootId,
     /// Shut down: nothing is published any more.
     pub(crate) closed: AtomicBool,
@@ -106,6 +111,8 @@ pub struct Store {
     tasks: Mutex<HashMap<TaskKey, Arc<TaskContent>>>,
     /// Creating and removing tasks happens one at a time. Never locked inside of `tasks` or a task's locks.
     changing: Mutex<Tombstones>,
+    /// What admission removed since the last pass, for that to report.
+    unreported: Mutex<Collected>,
 }
 
 impl Store {
@@ -207,13 +214,20 @@ impl Store {
         let task = self.get(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
         let meta = task.meta();
         let bytes = task.end(true)?;
-        self.tasks.lock().remove(key);
         // The tombstone first: after a crash in between, opening the store finishes the deletion.
         let (shared, generation) = (&self.shared, meta.generation);
         let buried = tombstones.add(&shared.layout, &*shared.system, key, generation, meta.ttl_left);
-        remove_files(&*shared.system, task.paths())?;
+        self.clear(&task)?;
         buried?;
         Ok(Deleted { key: key.clone(), generation, bytes })
+    }
+
+    /// Removes the files of a task that is gone. While that fails it stays known, for [`Self::collect`] to try again.
+    /// Only with `changing` locked: the next task of that name has the same files.
+    fn clear(&self, task: &TaskContent) -> Result<(), StoreError> {
+        remove_files(&*self.shared.system, task.paths())?;
+        self.tasks.lock().remove(task.key());
+        Ok(())
     }
 
     /// What was deleted and must not come back yet.

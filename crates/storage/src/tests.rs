@@ -3,6 +3,8 @@
 mod boot;
 mod collect;
 mod crash;
+mod evict;
+mod full;
 mod model;
 mod opening;
 mod outputs;

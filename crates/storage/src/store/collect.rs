@@ -1,10 +1,11 @@
 //! Making room: by time, and by need.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use damselfly_core::TaskKey;
 
-use super::{Store, remove_files};
+use super::Store;
 use crate::clock::Moment;
 use crate::error::StoreError;
 use crate::policy::{Fact, Reason, plan, pressure};
@@ -13,7 +14,7 @@ use crate::task::TaskContent;
 /// The most tasks one pass removes, and the most sidecars it brings up to date: a pass stays short.
 const BATCH: usize = 128;
 
-/// What a pass removed.
+/// What a pass removed, and what admission removed since the pass before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Tasks whose TTL ended.
@@ -26,9 +27,18 @@ pub struct Collected {
     pub more: bool,
 }
 
+impl Collected {
+    fn add(&mut self, other: Self) {
+        self.expired.extend(other.expired);
+        self.evicted.extend(other.evicted);
+        self.freed += other.freed;
+        self.more |= other.more;
+    }
+}
+
 impl Store {
     /// One short pass: removes tasks whose TTL ended, then the least recently used ones while the store is above its
-    /// high mark; writes back uses that were only kept in memory. What is pinned, being written or being served stays,
+    /// high mark, and what is left of tasks that are gone; writes back uses that were only kept in memory. What is pinned, being written or being served stays,
     /// and so does, but for its TTL, what is persistent. Leaves no tombstones: other hosts keep theirs.
     ///
     /// `now` comes from [`Store::now`], or from a virtual clock.
@@ -42,6 +52,8 @@ impl Store {
         let needed = pressure(total, used, self.options.high_percent, self.options.low_percent);
         let on_disk = self.shared.ledger.capacity().is_none();
         let mut collected = self.remove_by_plan(&now, needed, on_disk, BATCH);
+        collected.add(std::mem::take(&mut *self.unreported.lock()));
+        self.sweep();
         let mut unflushed = self.list();
         unflushed.retain(|task| task.is_unflushed());
         for task in unflushed.iter().take(BATCH) {
@@ -57,9 +69,15 @@ impl Store {
         collected
     }
 
-    /// Removes least recently used tasks until `bytes` more can be admitted. What cannot be freed is not removed in
-    /// vain: if all that may go is not enough, nothing goes but what expired.
-    pub fn make_room(&self, bytes: u64) -> Collected {
+    /// For an admission that was refused: removes least recently used tasks until `bytes` more can be admitted. What
+    /// cannot be freed is not removed in vain: if all that may go is not enough, nothing goes but what expired. The
+    /// next pass reports it.
+    pub(crate) fn make_room(&self, bytes: u64) {
+        let collected = self.evict_for(bytes);
+        self.unreported.lock().add(collected);
+    }
+
+    pub(crate) fn evict_for(&self, bytes: u64) -> Collected {
         let mut collected = Collected::default();
         // First for the file system, then for the store's own capacity: a linked file frees only the latter.
         for on_disk in [true, false] {
@@ -75,9 +93,7 @@ impl Store {
                 facts.iter().filter(|fact| !fact.in_use && (!fact.persistent || fact.ttl_left.is_zero()));
             let enough = may_go.map(|fact| fact.freeable).sum::<u64>() >= needed;
             let part = self.remove_by_plan(&now, if enough { needed } else { 0 }, on_disk, usize::MAX);
-            collected.expired.extend(part.expired);
-            collected.evicted.extend(part.evicted);
-            collected.freed += part.freed;
+            collected.add(part);
         }
         collected
     }
@@ -110,12 +126,26 @@ impl Store {
     fn remove(&self, task: &Arc<TaskContent>) -> Result<u64, StoreError> {
         let _changing = self.changing.lock();
         let bytes = task.end(false)?;
-        let mut tasks = self.tasks.lock();
-        if tasks.get(task.key()).is_some_and(|known| Arc::ptr_eq(known, task)) {
-            tasks.remove(task.key());
-        }
-        drop(tasks);
-        remove_files(&*self.shared.system, task.paths())?;
+        self.clear(task)?;
         Ok(bytes)
+    }
+
+    /// Removes what is left of tasks whose files could not be replaced, or not be removed when they were to go.
+    fn sweep(&self) {
+        let _changing = self.changing.lock();
+        if self.shared.closed.load(Ordering::Acquire) {
+            return; // the files may be another store's by now
+        }
+        let tasks = self.tasks.lock();
+        let gone: Vec<_> = tasks.values().filter(|task| task.is_gone()).cloned().collect();
+        drop(tasks);
+        for task in gone {
+            match self.clear(&task) {
+                Ok(()) => tracing::info!(task = %task.key(), "removed what was left of a task"),
+                Err(error) => {
+                    tracing::warn!(task = %task.key(), %error, "cannot remove what is left of a task")
+                }
+            }
+        }
     }
 }

@@ -6,13 +6,13 @@ use std::fs::{self, DirEntry, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock, Weak};
 
 use damselfly_core::{Kind, TaskId, TaskKey};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
-use super::{Options, Shared, Store, remove_files};
+use super::{Collected, Options, Shared, Store, remove_files};
 use crate::error::StoreError;
 use crate::layout::{KINDS, Layout, remove_if_there};
 use crate::ledger::Ledger;
@@ -42,6 +42,8 @@ impl Store {
             layout,
             system,
             ledger: Ledger::new(options.capacity),
+            admission: RwLock::new(()),
+            store: OnceLock::new(),
             boot: now.boot,
             closed: AtomicBool::new(false),
             scratches: AtomicU64::new(0),
@@ -58,7 +60,16 @@ impl Store {
         tracing::info!(
             dir = %shared.layout.root().display(), tasks = tasks.len(), verified = clean, "opened the store"
         );
-        Ok(Arc::new(Self { shared, options, tasks: Mutex::new(tasks), changing: Mutex::new(tombstones) }))
+        Ok(Arc::new_cyclic(|store| {
+            let _first = shared.store.set(Weak::clone(store));
+            Self {
+                shared,
+                options,
+                tasks: Mutex::new(tasks),
+                changing: Mutex::new(tombstones),
+                unreported: Mutex::new(Collected::default()),
+            }
+        }))
     }
 }
 

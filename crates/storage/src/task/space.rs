@@ -1,32 +1,30 @@
 //! Room for pieces that are not there yet.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
+use damselfly_core::pieces::runs;
 use damselfly_core::{Geometry, PieceSet, PieceSpan};
 
+use super::guard::{Use, Using};
 use super::{Inner, TaskContent, bytes_of};
 use crate::error::StoreError;
 
-/// Neighbouring spans as one stretch: (offset, length).
-fn runs(spans: impl Iterator<Item = PieceSpan>) -> Vec<(u64, u64)> {
-    let mut runs: Vec<(u64, u64)> = Vec::new();
-    for span in spans {
-        match runs.last_mut() {
-            Some((offset, length)) if *offset + *length == span.offset => *length += span.length,
-            _ => runs.push((span.offset, span.length)),
-        }
-    }
-    runs
+/// Ascending pieces as stretches of the content: (offset, length).
+fn stretches(geometry: Geometry, pieces: impl Iterator<Item = u32>) -> Vec<(u64, u64)> {
+    let ranges = runs(pieces).into_iter().map(|run| geometry.range_of(run));
+    ranges.map(|range| (range.start, range.length)).collect()
 }
 
 impl TaskContent {
     /// Admits the missing ones of `pieces`: afterwards there is room for them, whatever other tasks reserve. Reserving
-    /// again is free. The room is given back as pieces are evicted or the task deleted, and, as far as nothing was
-    /// written there, when the last pin goes.
+    /// again is free. Where the room is not there, the least recently used tasks go for it, if that is enough. It is
+    /// given back as pieces are evicted or the task deleted, and, as far as nothing was written there, when the last
+    /// pin goes.
     ///
     /// # Errors
     /// [`StoreError::NoSpace`] with the numbers; nothing is reserved then.
-    pub fn reserve(&self, pieces: &PieceSet) -> Result<(), StoreError> {
+    pub fn reserve(self: &Arc<Self>, pieces: &PieceSet) -> Result<(), StoreError> {
         self.forget_what_is_linked()?;
         let missing = |inner: &Inner| {
             let geometry = inner.header.geometry.ok_or_else(|| StoreError::NoGeometry(self.key.clone()))?;
@@ -38,15 +36,15 @@ impl TaskContent {
             }
             Ok((bytes_of(geometry, fresh.iter()), fresh, geometry))
         };
-        let (asked, ..) = {
+        let (asked, using) = {
             let inner = self.inner.lock();
             self.live(&inner)?;
-            missing(&inner)?
+            (missing(&inner)?.0, self.begin(Use::Write, &inner))
         };
         if asked == 0 {
             return Ok(());
         }
-        self.admit(asked)?;
+        self.admit(asked, &using)?;
         let reserved = self.with_data(|inner, file| {
             // What came in or was reserved meanwhile is accounted for already.
             let (needed, fresh, geometry) = missing(inner)?;
@@ -59,7 +57,7 @@ impl TaskContent {
         });
         let (fresh, geometry, file, instance) =
             reserved.inspect_err(|_| self.shared.ledger.release(asked, asked))?;
-        for (offset, length) in runs(fresh.iter().filter_map(|number| geometry.piece(number))) {
+        for (offset, length) in stretches(geometry, fresh.iter()) {
             match self.shared.system.allocate(&file, offset, length) {
                 Ok(true) => self.allocated(instance, geometry, offset, length),
                 Ok(false) => return Ok(()), // sparse: the promise alone has to do
@@ -72,8 +70,25 @@ impl TaskContent {
         Ok(())
     }
 
-    /// Asks the ledger for `needed` bytes.
-    pub(super) fn admit(&self, needed: u64) -> Result<(), StoreError> {
+    /// Asks the ledger for `needed` bytes; what it does not have the store may make room for, once. `_using` is the
+    /// proof that this task is not what has to go.
+    pub(super) fn admit(&self, needed: u64, _using: &Using) -> Result<(), StoreError> {
+        let shared = &self.shared;
+        {
+            let _admission = shared.admission.read();
+            match self.ask(needed) {
+                Err(StoreError::NoSpace { .. }) => {}
+                answer => return answer,
+            }
+        }
+        let _alone = shared.admission.write();
+        if let Some(store) = shared.store.get().and_then(Weak::upgrade) {
+            store.make_room(needed);
+        }
+        self.ask(needed)
+    }
+
+    fn ask(&self, needed: u64) -> Result<(), StoreError> {
         let root = self.shared.layout.root();
         let admitted = self.shared.ledger.admit(needed, root, || self.shared.system.space(root));
         let admitted = admitted.map_err(StoreError::at("cannot read the free space of", root))?;
@@ -136,12 +151,12 @@ impl TaskContent {
             for number in idle {
                 self.let_go(&mut inner, geometry, number);
                 if inner.pieces.allocated.remove(number) {
-                    backed.extend(geometry.piece(number));
+                    backed.push(number);
                 }
             }
             // Until the holes are made, nobody gets a slot or a reservation: its bytes might end in one.
             inner.punching = true;
-            runs(backed.into_iter())
+            stretches(geometry, backed.into_iter())
         };
         if let (false, Ok(file)) = (holes.is_empty(), self.data(&io)) {
             for (offset, length) in holes {
@@ -154,22 +169,19 @@ impl TaskContent {
     /// Gives back the blocks that a crash left behind in extents of missing pieces: `blocks` bytes are allocated.
     pub(crate) fn punch_missing(&self, blocks: u64) {
         let io = self.io.lock();
-        let (runs, held) = {
+        let (missing, held) = {
             let inner = self.inner.lock();
             let Some(geometry) = inner.header.geometry.filter(|_| inner.header.linked.is_none()) else {
                 return;
             };
-            (
-                runs(inner.pieces.published.missing().filter_map(|number| geometry.piece(number))),
-                inner.held_bytes(),
-            )
+            (stretches(geometry, inner.pieces.published.missing()), inner.held_bytes())
         };
         // A file system's own blocks for large files stay below that.
-        if runs.is_empty() || blocks <= held.saturating_add(held / 64 + (64 << 10)) {
+        if missing.is_empty() || blocks <= held.saturating_add(held / 64 + (64 << 10)) {
             return;
         }
         if let Ok(file) = self.data(&io) {
-            runs.into_iter().for_each(|(offset, length)| self.shared.system.punch(&file, offset, length));
+            missing.into_iter().for_each(|(offset, length)| self.shared.system.punch(&file, offset, length));
         }
     }
 

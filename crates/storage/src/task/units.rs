@@ -83,7 +83,7 @@ impl UnitWriter {
         while !bytes.is_empty() {
             let filled = self.position % UNIT;
             if self.position == self.admitted {
-                task.admit(UNIT)?;
+                task.admit(UNIT, &self.using)?;
                 self.admitted += UNIT;
             }
             let room = usize::try_from(UNIT - filled).unwrap_or(usize::MAX).min(bytes.len());
@@ -142,7 +142,18 @@ impl UnitWriter {
             inner.pieces = Pieces::new(geometry.piece_count());
             inner.streaming = false;
         }
-        io.write_held(system, &task.key, self.generation, 0, &crcs)?;
+        if let Err(error) = io.write_held(system, &task.key, self.generation, 0, &crcs) {
+            // Without its pieces the length is of no use: whoever comes next has a stream to write.
+            let mut header = task.inner.lock().header.clone();
+            header.geometry = None;
+            if let Err(again) = io.write_header(system, &header) {
+                tracing::warn!(task = %task.key, error = %again, "a length without its pieces stays recorded");
+            }
+            let mut inner = task.inner.lock();
+            inner.header = header;
+            inner.pieces = Pieces::default();
+            return Err(error);
+        }
         {
             let mut inner = task.inner.lock();
             inner.pieces.crcs.clone_from(&crcs);

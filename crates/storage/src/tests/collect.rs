@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use damselfly_core::TaskKey;
+use damselfly_core::download::Validator;
 
 use crate::system::Space;
 use crate::testing::{Bench, begin, bytes, complete, fetch, key, persistent_key, put};
@@ -90,12 +91,12 @@ fn room_is_made_from_the_least_recently_used() {
     assert_eq!(evicted(&store), [key(2), key(7)]);
     assert_eq!(store.usage().free, 4000);
     assert!(evicted(&store).is_empty(), "below the high mark nothing goes");
-    let room = store.make_room(6000);
+    let room = store.evict_for(6000);
     assert_eq!((room.evicted, room.freed), (vec![key(8), key(1)], 2000));
-    assert!(store.make_room(6000).evicted.is_empty(), "there is room");
-    assert!(store.make_room(9000).evicted.is_empty(), "it would be in vain");
+    assert!(store.evict_for(6000).evicted.is_empty(), "there is room");
+    assert!(store.evict_for(9000).evicted.is_empty(), "it would be in vain");
     drop((pinned, served, slot));
-    assert_eq!(store.make_room(8000).evicted.len(), 2);
+    assert_eq!(store.evict_for(8000).evicted.len(), 2);
     assert!(store.get(&key(3)).is_some());
 }
 
@@ -212,6 +213,59 @@ fn a_deletion_leaves_a_tombstone_until_the_ttl_would_have_ended() {
 }
 
 #[test]
+fn what_is_left_of_a_failed_task_goes_with_the_next_pass() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let files = |number: u32| ["data", "meta"].map(|end| bench.path(&key(number), end).try_exists().unwrap());
+    for number in 1..=4 {
+        complete(&store, &key(number), &bytes(1, 1000), 500);
+    }
+    let fail = |change: Option<&'static str>| bench.system.0.lock().fails = change;
+    // 1 and 2 cannot be replaced, and 2 is begun anew; 3 cannot be removed; 4 has nothing to do with it.
+    fail(Some("create content file"));
+    let lost = [1, 2].map(|number| store.get(&key(number)).unwrap());
+    assert!(lost.iter().all(|task| task.begin_generation(2, Validator::default()).is_err()));
+    fail(Some("remove task file"));
+    assert!(store.delete(&key(3)).is_err());
+    store.collect(store.now());
+    assert_eq!((files(1), files(3), store.list().len()), ([true; 2], [true; 2], 1));
+    fail(None);
+    complete(&store, &key(2), &bytes(2, 1000), 500);
+    store.collect(store.now());
+    assert_eq!((files(1), files(3)), ([false; 2], [false; 2]));
+    assert_eq!((files(2), files(4), store.list().len()), ([true; 2], [true; 2], 2));
+    assert_eq!(fetch(&store.get(&key(2)).unwrap(), 1).unwrap(), &bytes(2, 1000)[500..]);
+}
+
+#[test]
+fn tombstones_are_on_the_device_before_they_count() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let new = |hours: u32| NewTask { ttl: Some(HOUR * hours), ..NewTask::default() };
+    for number in 1..=6 {
+        made(&store, &persistent_key(number), new(if number < 4 { 1 } else { 9 }));
+    }
+    // The first one makes the file, the others are appended.
+    for number in 1..=4 {
+        store.delete(&persistent_key(number)).unwrap();
+    }
+    let path = bench.dir.path().join("damselfly-v1/tombstones");
+    let before = std::fs::read(&path).unwrap();
+    bench.system.0.lock().fails = Some("flush");
+    assert!(store.delete(&persistent_key(5)).is_err(), "appended");
+    // Most are expired: the file is to be written anew, which does not replace it before it is flushed.
+    bench.system.pass(2 * HOUR);
+    std::fs::write(&path, &before).unwrap();
+    store.collect(store.now());
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    bench.system.0.lock().fails = None;
+    store.collect(store.now());
+    assert!(std::fs::read(&path).unwrap().len() < before.len());
+    drop(store);
+    assert_eq!(bench.open().tombstones()[0].key, persistent_key(4));
+}
+
+#[test]
 fn a_task_in_use_is_not_deleted_but_readers_are_no_hindrance() {
     let bench = Bench::new();
     let store = bench.open();
@@ -258,11 +312,14 @@ fn metadata_outlives_a_restart_and_holds_no_secrets() {
     bench.system.pass(HOUR);
     task.add_owner(3).unwrap();
     task.add_owner(7).unwrap();
+    task.set_digest("crc32:2").unwrap();
+    task.set_persistent(true).unwrap();
     task.mark_finished().unwrap();
     bench.system.pass(HOUR);
     task.mark_finished().unwrap();
     let meta = task.meta();
     assert_eq!((&meta.owners[..], meta.private, meta.paused), (&[3, 7][..], true, false));
+    assert_eq!((meta.digest.as_deref(), meta.persistent), (Some("crc32:2"), true));
     assert_eq!(meta.finished_at.unwrap().duration_since(meta.created_at).unwrap(), HOUR);
     assert!(!format!("{meta:?}").contains("secret"), "{meta:?}");
     drop((task, store));

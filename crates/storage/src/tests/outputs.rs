@@ -344,7 +344,7 @@ fn linked_content_frees_capacity_but_not_the_disk() {
     bench.system.pass(Duration::from_secs(10));
     let store = bench.open();
     assert!(store.collect(store.now()).evicted.is_empty());
-    assert!(store.make_room(5 << 20).evicted.is_empty());
+    assert!(store.evict_for(5 << 20).evicted.is_empty());
     drop(store);
     bench.options.capacity = Some(3 << 20);
     let store = bench.open();

@@ -22,6 +22,7 @@ fn concurrent_reservations_add_up() {
         let content = bytes(1, 6000);
         let one = begin(&store, &key(1), &content, 1000);
         let two = begin(&store, &key(2), &content, 1000);
+        let _at_work = one.pin().unwrap();
         one.reserve(&PieceSet::full(6)).unwrap();
         one.reserve(&PieceSet::full(6)).unwrap();
         assert_eq!((store.usage().reserved, store.usage().free), (6000, 4000));
@@ -52,6 +53,7 @@ fn of_many_at_once_only_as_many_are_admitted_as_fit() {
     bench.options.capacity = Some(10_000);
     let store = bench.open();
     let tasks: Vec<_> = (0..8).map(|number| begin(&store, &key(number), &bytes(1, 3000), 1000)).collect();
+    let _at_work: Vec<_> = tasks.iter().map(|task| task.pin().unwrap()).collect();
     let start = std::sync::Barrier::new(tasks.len());
     let admitted = std::thread::scope(|scope| {
         let reserve = |task| {
@@ -61,7 +63,7 @@ fn of_many_at_once_only_as_many_are_admitted_as_fit() {
                 crate::TaskContent::reserve(task, &PieceSet::full(3)).is_ok()
             })
         };
-        let threads: Vec<_> = tasks.iter().map(|task| reserve(&**task)).collect();
+        let threads: Vec<_> = tasks.iter().map(reserve).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).filter(|&admitted| admitted).count()
     });
     assert_eq!((admitted, store.usage().reserved), (3, 9000));
@@ -100,8 +102,10 @@ fn what_is_written_is_not_counted_twice() {
         put(&task, &content, 3);
         assert_eq!((store.usage().used, store.usage().reserved), (5000, 0));
         let other = begin(&store, &key(7), &content, 1000);
+        let served = task.piece(0).unwrap();
         let error = other.reserve(&set(&other, &[0])).unwrap_err();
         assert!(error.to_string().contains("diskThreshold"), "{error}");
+        drop(served);
         store.delete(task.key()).unwrap();
         assert_eq!(store.usage().free, 5000);
         store.delete(&key(7)).unwrap();
