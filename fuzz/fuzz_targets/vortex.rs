@@ -18,7 +18,9 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(Decoded::Needs(more)) => assert!(more > bytes.len() && more <= MAX_ANSWER_LENGTH),
         Ok(Decoded::Complete { answer, consumed }) => {
             assert!(consumed <= bytes.len());
-            assert!(matches!(decode_answer(&bytes[..consumed - 1]), Ok(Decoded::Needs(more)) if more <= consumed));
+            assert!(
+                matches!(decode_answer(&bytes[..consumed - 1]), Ok(Decoded::Needs(more)) if more <= consumed)
+            );
             encode_again(answer, bytes[0]);
         }
         Err(_) => {}
