@@ -23,6 +23,7 @@ pub(super) struct Parent {
     pub(super) has: PieceSet,
     /// Pieces it claimed and then did not have: it has to announce them again.
     denied: PieceSet,
+    has_denied: bool,
     /// How often that cost it its SyncPieces stream, and when it may have a new one: a stream tells of each piece once.
     denials: u32,
     listen_anew: Option<Tick>,
@@ -56,6 +57,7 @@ impl Parent {
             complete: false,
             has: PieceSet::new(count),
             denied: PieceSet::new(count),
+            has_denied: false,
             denials: 0,
             listen_anew: None,
             watch: Watch::Unopened,
@@ -91,9 +93,15 @@ impl Parent {
         self.listed && self.denied.common_from(missing, 0).next().is_some()
     }
 
-    /// Whether it failed so often in a row that what it still gives is no progress.
-    pub(super) fn is_hopeless(&self) -> bool {
+    /// Whether it failed so often in a row that nobody hopes for it any more.
+    fn is_hopeless(&self) -> bool {
         self.failures > HOPELESS
+    }
+
+    /// Whether its bytes are progress before they are a piece. Of whoever fails, or has not what it announced, only
+    /// pieces are: else what it begins again and again would hold up the search for another source for ever.
+    fn makes_progress(&self) -> bool {
+        !self.is_hopeless() && !self.has_denied
     }
 
     /// Whether it has something that is missing, or might come to have it.
@@ -259,6 +267,7 @@ impl Download {
         parent.complete = false;
         parent.has.remove(piece);
         parent.denied.insert(piece);
+        parent.has_denied = true;
         if parent.watch == Watch::Open && parent.listen_anew.is_none() {
             parent.denials = parent.denials.saturating_add(1);
             parent.listen_anew = Some(now + backoff(self.config.parent_backoff, parent.denials));
@@ -312,7 +321,7 @@ impl Download {
             match attempt.parent.as_ref().map(|parent| self.parents.get_mut(parent)) {
                 Some(Some(parent)) => {
                     parent.progressed(news, now);
-                    if !parent.is_hopeless() {
+                    if parent.makes_progress() {
                         self.stuck_since = None;
                     }
                 }

@@ -254,3 +254,24 @@ fn one_denied_piece_costs_a_parent_nothing_else() {
     assert!(told(&effects).is_empty(), "{effects:?}");
     assert_eq!(t.at("a").len(), asked.len(), "its window is full again");
 }
+
+#[test]
+fn bytes_that_never_become_a_piece_do_not_hold_up_the_search() {
+    let mut t = connected(1);
+    t.parents(&[("a", false)]);
+    let begun = t.now;
+    // Whatever it sends, it turns out not to be the piece; and the scheduler has no answer.
+    while t.at_origin().is_empty() {
+        assert!(t.now.since(begun) < ms(20_000), "{}", t.machine.situation());
+        t.has("a", &[0]);
+        match t.at("a")[..] {
+            [(id, _)] => {
+                t.tick(ms(100), &[(id, PIECE)]);
+                t.fail(id, FailureKind::Missing);
+            }
+            _ => drop(t.tick(ms(100), &[])),
+        }
+    }
+    deliver_all(&mut t);
+    assert_eq!(t.finished, Some(Outcome::Done));
+}
