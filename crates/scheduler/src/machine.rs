@@ -28,6 +28,7 @@ mod peers;
 mod presence;
 mod register;
 mod scoring;
+mod seeding;
 mod settle;
 mod tasks;
 #[cfg(test)]
@@ -198,9 +199,15 @@ impl Scheduler {
                 let ending = || Ending::Refused("the peer was deleted".to_owned());
                 self.with(&task, now, out, |task, cx| task.remove(&peer, ending(), cx));
             }
-            Event::TaskDeleted { host, task } => self.task_deleted(&host, &task, true, now, out),
-            Event::SeedFailed { task, host } => {
-                self.with(&task, now, out, |task, cx| task.seed_failed(&host, cx.now));
+            Event::TaskDeleted { host, task } => self.task_deleted(&host, &task, u64::MAX, true, now, out),
+            Event::SeedEnded { task, host, failed } => {
+                self.with(&task, now, out, |task, cx| {
+                    if failed {
+                        task.seed_failed(&host, cx.now);
+                    } else {
+                        task.seed_done(&host);
+                    }
+                });
             }
             Event::Tick => {}
         }

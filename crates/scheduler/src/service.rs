@@ -36,6 +36,9 @@ pub use outbound::{GrpcOutbound, Outbound, OutboundError};
 use crate::machine::{self, Answer, Counters, Effect, Ending, Event, HoldId, Scheduler, Snapshot, StreamId};
 use stream::Outlet;
 
+/// Bytes of one message from outside, for which tonic makes room as soon as its length is announced. The bitmap of the
+/// longest content has half a mebibyte, and a daemon tells its holdings in parts of about that size.
+const MAX_MESSAGE: usize = 16 << 20;
 /// Streams of one connection.
 const MAX_STREAMS: u32 = 16_384;
 
@@ -50,11 +53,19 @@ pub struct Config {
     pub ring: Vec<String>,
     /// Messages that wait for a peer to read them; a peer that lets more pile up loses its stream.
     pub queue: usize,
+    /// How long a stream may stand without its first message.
+    pub first_message: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { machine: machine::Config::default(), address: String::new(), ring: Vec::new(), queue: 1024 }
+        Self {
+            machine: machine::Config::default(),
+            address: String::new(),
+            ring: Vec::new(),
+            queue: 1024,
+            first_message: Duration::from_secs(30),
+        }
     }
 }
 
@@ -91,6 +102,7 @@ pub struct SchedulerService {
     outbound: Arc<dyn Outbound>,
     started: Instant,
     started_at: SystemTime,
+    /// Drawn at the start; lease ids are unique within it.
     epoch: u64,
     ids: AtomicU64,
     /// The deadline moved to an earlier time.
@@ -135,10 +147,10 @@ impl SchedulerService {
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<SchedulerServer<Face>>().await;
         let scheduler = SchedulerServer::new(Face(self.clone()))
-            .max_decoding_message_size(usize::MAX)
+            .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(usize::MAX);
         let cluster = ClusterServer::new(Face(self.clone()))
-            .max_decoding_message_size(usize::MAX)
+            .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(usize::MAX);
         Routes::new(scheduler).add_service(cluster).add_service(health)
     }
@@ -192,12 +204,6 @@ impl SchedulerService {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.inner.lock().machine.counters()
-    }
-
-    /// Drawn at the start; lease ids are unique within it.
-    #[must_use]
-    pub fn epoch(&self) -> u64 {
-        self.epoch
     }
 
     fn now(&self) -> Tick {
@@ -277,7 +283,7 @@ impl SchedulerService {
                 let download = inner.announces.get(&stream).and_then(|announce| announce.download.clone());
                 match download {
                     Some(download) => calls.push(Call::Seed(task, host, address, download)),
-                    None => events.push(Event::SeedFailed { task, host }),
+                    None => events.push(Event::SeedEnded { task, host, failed: true }),
                 }
             }
             Effect::Probe { host, address } => calls.push(Call::Probe(host, address)),
@@ -307,10 +313,11 @@ impl SchedulerService {
                 Call::Seed(task, host, address, download) => {
                     tracing::info!(task = %task.id, host = %host, %address, "triggering a seed");
                     let download = convert::for_seed(*download);
-                    if let Err(error) = service.outbound.trigger_seed(address, download).await {
+                    let ended = service.outbound.trigger_seed(address, download).await;
+                    if let Err(error) = &ended {
                         tracing::warn!(task = %task.id, host = %host, %error, "the seed was not triggered");
-                        service.step(Event::SeedFailed { task, host });
                     }
+                    service.step(Event::SeedEnded { task, host, failed: ended.is_err() });
                 }
                 Call::Probe(host, address) => {
                     let alive = service.outbound.probe(address).await;
@@ -337,6 +344,13 @@ fn status(ending: Ending) -> Option<Status> {
         Ending::Exhausted(why) => (Code::ResourceExhausted, why),
     };
     Some(Status::new(code, why))
+}
+
+/// Ends a stream that began with nothing.
+fn too_late(expected: &str) -> Status {
+    Status::deadline_exceeded(format!(
+        "the stream's first message did not come; open it with {expected} at once"
+    ))
 }
 
 /// Ticks the machine whenever its deadline comes. Ends with the service.

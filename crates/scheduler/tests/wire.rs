@@ -7,6 +7,9 @@ mod dragonfly;
 #[path = "wire/kit.rs"]
 mod kit;
 #[cfg(test)]
+#[path = "wire/limits.rs"]
+mod limits;
+#[cfg(test)]
 #[path = "wire/ours.rs"]
 mod ours;
 #[cfg(test)]

@@ -43,11 +43,11 @@ impl Scheduler {
             if let Some(lease) = event.released {
                 task.released(&peer, lease, cx);
             }
-            if let Some(message) = event.message {
-                task.message(&peer, message, cx);
-            }
             if seed && failed {
                 task.seed_failed(&event.host, cx.now);
+            }
+            if let Some(message) = event.message {
+                task.message(&peer, message, cx);
             }
         });
     }
@@ -150,6 +150,7 @@ impl Task {
             *block = if block.is_none() { None } else { until };
         }
         peer.list_dirty = true;
+        peer.asked = true;
         peer.next_push = cx.now;
         if !peer.ours {
             peer.waiting = Some(cx.now);
@@ -161,21 +162,21 @@ impl Task {
         let said = if origin { "DownloadPeerBackToSourceFinished" } else { "DownloadPeerFinished" };
         self.go(id, Step::Succeed, said, cx);
         let Some(peer) = self.peers.get(id).filter(|peer| peer.stream.is_some()) else { return };
-        let whole = peer.range.is_none();
-        if let (true, Some(geometry)) = (whole, self.geometry) {
-            // What a daemon held before it registered it need not have reported.
+        let (host, ours) = (peer.host.clone(), peer.ours);
+        // One of ours has said what it holds, piece by piece or when it registered; what it wanted in the end may have
+        // been less than what it registered for.
+        let succeeds = if ours { peer.is_complete() } else { peer.range.is_none() };
+        if let (true, Some(geometry)) = (succeeds, self.geometry) {
+            // What a Dragonfly daemon held before it registered it need not have reported.
             if !peer.pieces.is_full() && !peer.suspect {
                 self.set_pieces(id, PieceSet::full(geometry.piece_count()), cx);
             }
         }
-        let host = self.peers.get(id).map(|peer| peer.host.clone());
         self.retire(id, cx);
-        if whole && (origin || self.peers.get(id).is_some_and(|peer| peer.ours)) {
+        if succeeds && (origin || ours) {
             self.state = TaskState::Succeeded;
         }
-        if self.seeding.as_ref().map(|seeding| &seeding.host) == host.as_ref() {
-            self.seeding = None;
-        }
+        self.seed_done(&host);
         self.close(id, Ending::Done, cx);
     }
 

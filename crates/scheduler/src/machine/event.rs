@@ -181,6 +181,8 @@ pub struct PeerEvent {
 pub struct Holding {
     /// The task.
     pub task: TaskKey,
+    /// How the daemon counts the versions of the task.
+    pub generation: u64,
     /// Bytes of content; `None` while unknown.
     pub content_length: Option<u64>,
     /// Bytes per piece; 0 while the length is unknown.
@@ -211,8 +213,8 @@ pub enum HoldMessage {
         /// This ends the first, full list.
         last: bool,
     },
-    /// Tasks deleted there.
-    Tombstones(Vec<TaskKey>),
+    /// Tasks deleted there, each up to a version as the daemon counts them.
+    Tombstones(Vec<(TaskKey, u64)>),
     /// It goes on purpose.
     Leaving {
         /// To come back with its content.
@@ -256,12 +258,14 @@ pub enum Event {
         /// The task.
         task: TaskKey,
     },
-    /// A seed could not be triggered.
-    SeedFailed {
+    /// The call that triggered a seed has ended, one way or the other.
+    SeedEnded {
         /// The task.
         task: TaskKey,
         /// The seed.
         host: HostId,
+        /// It could not be called, or could not download.
+        failed: bool,
     },
     /// Time passed; asked for by the machine's deadline.
     Tick,

@@ -13,11 +13,7 @@ use super::tasks::{Task, contradicts};
 
 /// The geometry that `learned` speaks of, when it does and one can exist.
 pub(super) fn geometry_of(content_length: Option<u64>, piece_length: u64) -> Option<Geometry> {
-    let content_length = content_length?;
-    match piece_length {
-        0 => Geometry::derived(content_length).ok(),
-        piece_length => Geometry::new(content_length, piece_length).ok(),
-    }
+    Geometry::told(content_length?, piece_length).ok()
 }
 
 impl Task {
@@ -94,6 +90,8 @@ impl Task {
             let foreign = !peer.ours;
             peer.facts_seen = None;
             peer.stranded.clear();
+            // Its daemon forgets its parents together with the old version.
+            peer.pushed.clear();
             self.set_pieces(&other, PieceSet::default(), cx);
             self.set_parents(&other, BTreeSet::new(), cx);
             if idle || foreign {

@@ -42,7 +42,9 @@ impl Scheduler {
         let silent: Vec<HostId> = self
             .hosts
             .iter()
-            .filter(|host| !host.interval.is_zero() && now.since(host.updated) > host.interval * 2)
+            .filter(|host| {
+                !host.interval.is_zero() && now.since(host.updated) > host.interval.saturating_mul(2)
+            })
             .map(|host| host.info.id.clone())
             .collect();
         for host in silent {

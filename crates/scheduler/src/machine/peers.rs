@@ -130,6 +130,8 @@ pub(super) struct Peer {
     pub(super) early: Option<Vec<u8>>,
     /// By how much its daemon counts the versions of the content ahead of this scheduler, which may be a younger one.
     pub(super) ahead: u64,
+    /// The version of the task that its host holds, as its daemon counts them, where the host has said so.
+    pub(super) generation: Option<u64>,
     /// Its pieces are counted as held in the task's coverage.
     pub(super) counted: bool,
     /// It may be offered as a parent.
@@ -159,6 +161,8 @@ pub(super) struct Peer {
     pub(super) pushed: BTreeSet<PeerId>,
     /// Its list has to be looked at again.
     pub(super) list_dirty: bool,
+    /// It has asked for its list: that is sent even if it is the one sent before.
+    pub(super) asked: bool,
     /// Not all candidates fit into its list.
     pub(super) truncated: bool,
     /// Its list does not cover what it misses.
@@ -186,6 +190,7 @@ impl Peer {
             pieces: PieceSet::default(),
             early: None,
             ahead: 0,
+            generation: None,
             counted: false,
             potential: false,
             suspect: false,
@@ -201,6 +206,7 @@ impl Peer {
             facts_seen: None,
             pushed: BTreeSet::new(),
             list_dirty: false,
+            asked: false,
             truncated: false,
             uncovered: false,
             next_push: Tick(0),

@@ -183,8 +183,8 @@ impl Scheduler {
                 }
             }
             HoldMessage::Tombstones(tasks) => {
-                for task in tasks {
-                    self.task_deleted(&id, &task, false, now, out);
+                for (task, generation) in tasks {
+                    self.task_deleted(&id, &task, generation, false, now, out);
                 }
             }
             HoldMessage::Leaving { restarting: true } => self.host_dead(&id, now, out),
@@ -205,6 +205,10 @@ impl Scheduler {
         let key = holding.task.clone();
         if let Some((_, listed)) = self.hosts.get_mut(id).and_then(|host| host.listing.as_mut()) {
             listed.insert(key.clone());
+        }
+        if !holding.bitmap.is_empty() && holding.bitmap.iter().all(|byte| *byte == 0) {
+            // That is how a daemon says that a task has gone: deleted or evicted, whatever its version.
+            return self.task_deleted(id, &key, u64::MAX, false, now, out);
         }
         let Some(geometry) = geometry_of(holding.content_length, holding.piece_length) else { return };
         if geometry.piece_count() == 0 {
@@ -229,7 +233,7 @@ impl Scheduler {
             let peer = match existing {
                 Some(peer) => peer.id.clone(),
                 None => {
-                    let held = Task::held_peer(id, &key);
+                    let held = PeerId::held(id, &key.id);
                     let mut peer = Peer::new(held.clone(), id.clone(), true, cx.now);
                     peer.state = PeerState::Succeeded;
                     task.insert(peer, cx);
@@ -249,9 +253,10 @@ impl Scheduler {
                 peer.updated = cx.now;
                 // One of ours is judged by its CRCs alone, each time it lists them.
                 peer.suspect &= crcs.is_empty() || holding.crcs_from > 0;
+                peer.generation = Some(holding.generation);
             }
             if holding.crcs_from == 0 {
-                task.set_pieces(&peer, pieces, cx);
+                task.held(&peer, pieces, cx);
             }
             task.restated(&peer, crcs, cx);
         });
@@ -273,11 +278,13 @@ impl Scheduler {
         }
     }
 
-    /// The host has the task no longer. Peers that still download are spared unless `active` says otherwise.
+    /// The host has the task no longer, in versions up to `generation` as its daemon counts them: it may have fetched
+    /// it again since. Peers that still download are spared unless `active` says otherwise.
     pub(super) fn task_deleted(
         &mut self,
         id: &HostId,
         key: &TaskKey,
+        generation: u64,
         active: bool,
         now: Tick,
         out: &mut Vec<Effect>,
@@ -285,7 +292,9 @@ impl Scheduler {
         let peers = self.peers_of(id).into_iter().filter(|(task, _)| task == key);
         for (_, peer) in peers.collect::<Vec<_>>() {
             self.with(key, now, out, |task, cx| {
-                if active || !task.peers.get(&peer).is_some_and(Peer::is_active) {
+                let newer = |peer: &Peer| peer.generation.is_some_and(|held| held > generation);
+                let spared = |peer: &Peer| peer.is_active() || newer(peer);
+                if active || !task.peers.get(&peer).is_some_and(spared) {
                     let why = "the task was deleted on this host";
                     task.remove(&peer, Ending::Refused(why.to_owned()), cx);
                 }

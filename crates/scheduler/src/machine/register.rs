@@ -1,11 +1,13 @@
 //! A peer registers: what it brings along, and the rules that decide before any parent is looked for.
 
-use damselfly_core::{HostId, PeerId, PieceSet, TaskKey, Tick};
+use damselfly_core::geometry::MAX_PIECES;
+use damselfly_core::{HostId, PeerId, PieceSet, Tick};
 
 use super::event::{Answer, Effect, Ending, PeerEvent, Priority, Register, Restate, StreamId};
 use super::leases::pieces_of;
 use super::peers::{Peer, Step};
-use super::tasks::{Seeding, Task, TaskState};
+use super::seeding::Seeding;
+use super::tasks::{Task, TaskState};
 use super::timers::Timer;
 use super::{Cx, Scheduler, Seat};
 
@@ -143,6 +145,8 @@ impl Task {
         stream: StreamId,
         cx: &mut Cx<'_>,
     ) -> Option<PieceSet> {
+        // A seed that takes its own place is still waited for.
+        let seeding = self.seeding.take();
         let former: Vec<PeerId> = self
             .peers
             .values()
@@ -162,6 +166,7 @@ impl Task {
             }));
             self.remove(&former, Ending::Superseded("the peer registered again".to_owned()), cx);
         }
+        self.seeding = seeding;
         inherited
     }
 
@@ -179,8 +184,10 @@ impl Task {
         match self.piece_count() {
             Some(count) => self.set_pieces(id, PieceSet::from_bytes(&restate.bitmap, count), cx),
             None => {
+                let mut bitmap = restate.bitmap;
+                bitmap.truncate(MAX_PIECES.div_ceil(8) as usize);
                 if let Some(peer) = self.peers.get_mut(id) {
-                    peer.early = Some(restate.bitmap);
+                    peer.early = Some(bitmap);
                 }
             }
         }
@@ -254,11 +261,5 @@ impl Task {
         if let Some(length) = register.content_length {
             self.learn_length(id, length, register.piece_length, cx);
         }
-    }
-
-    /// The key under which a host's holdings stand while no peer of it is registered.
-    pub(super) fn held_peer(host: &HostId, key: &TaskKey) -> PeerId {
-        let id = key.id.as_str();
-        PeerId::from(format!("{host}-{}-held", id.get(..8).unwrap_or(id)))
     }
 }

@@ -326,7 +326,9 @@ impl Task {
         peer.truncated = list.truncated;
         peer.uncovered = list.uncovered;
         peer.stranded = stranded;
-        if peer.pushed == parents {
+        // Whoever asks may have forgotten what it was sent; and whoever asks is answered.
+        let asked = std::mem::take(&mut peer.asked);
+        if peer.pushed == parents && !asked {
             self.set_parents(id, parents, cx);
             return false;
         }

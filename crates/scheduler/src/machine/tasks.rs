@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use damselfly_core::download::Learned;
-use damselfly_core::{Geometry, HostId, PeerId, PieceSet, TaskKey, Tick};
+use damselfly_core::{Geometry, PeerId, PieceSet, TaskKey, Tick};
 
 use super::Cx;
 use super::costs::Costs;
@@ -12,6 +12,7 @@ use super::event::{About, Answer, Effect, Ending};
 use super::leases::Coverage;
 use super::ledger::Ledger;
 use super::peers::{Peer, PeerState, Step};
+use super::seeding::Seeding;
 use super::timers::Timer;
 
 /// Where a task stands, in Dragonfly's words.
@@ -38,14 +39,6 @@ impl TaskState {
             Self::Failed => "Failed",
         }
     }
-}
-
-/// A seed that was asked to fetch the task.
-#[derive(Debug)]
-pub(super) struct Seeding {
-    pub(super) host: HostId,
-    /// It has to register until then; once it has, nothing.
-    pub(super) until: Option<Tick>,
 }
 
 /// One task.
@@ -118,7 +111,7 @@ impl Task {
     /// one of 4 MiB, in proportion to its length: large pieces from a slow origin are not given to a second host.
     pub(super) fn silence(&self, least: Duration) -> Duration {
         let triple = match self.origin_costs.mean() {
-            Some(mean) => mean * 3,
+            Some(mean) => mean.saturating_mul(3),
             None => {
                 let pieces = self.geometry.map_or(1.0, |geometry| {
                     geometry.piece_length() as f64 / damselfly_core::geometry::MIN_PIECE_LENGTH as f64
@@ -249,6 +242,17 @@ impl Task {
         self.refresh(id, cx);
     }
 
+    /// The peer's host lists what it holds. While the peer downloads, its reports and the host's list come over different
+    /// streams, and an older list does not take back what was reported since.
+    pub(super) fn held(&mut self, id: &PeerId, mut pieces: PieceSet, cx: &mut Cx<'_>) {
+        if let Some(peer) = self.peers.get(id).filter(|peer| peer.is_active()) {
+            for piece in peer.pieces.iter() {
+                pieces.insert(piece);
+            }
+        }
+        self.set_pieces(id, pieces, cx);
+    }
+
     /// Makes `parents` the child's parents in the peer graph, and their hosts' load accordingly.
     pub(super) fn set_parents(&mut self, child: &PeerId, parents: BTreeSet<PeerId>, cx: &mut Cx<'_>) {
         let Some(peer) = self.peers.get_mut(child) else { return };
@@ -286,6 +290,7 @@ impl Task {
     /// The peer fetches no longer: by success, failure or the end of its stream.
     pub(super) fn retire(&mut self, id: &PeerId, cx: &mut Cx<'_>) {
         self.set_parents(id, BTreeSet::new(), cx);
+        self.release_seeding(id);
         if let Some(peer) = self.peers.get_mut(id) {
             peer.waiting = None;
             peer.pushed.clear();
@@ -294,14 +299,6 @@ impl Task {
             peer.stranded.clear();
         }
         self.end_leases(id, cx);
-    }
-
-    /// The seed that was triggered failed or is gone: others may ask the origin, and no seed is asked for a while.
-    pub(super) fn seed_failed(&mut self, host: &HostId, now: Tick) {
-        if self.seeding.as_ref().is_some_and(|seeding| seeding.host == *host) {
-            self.seeding = None;
-            self.seed_failed = Some(now);
-        }
     }
 
     /// Closes the peer's stream.

@@ -1,7 +1,11 @@
 //! The machine as a whole.
 
 mod dialogues;
+mod holdings;
 mod kit;
+mod limits;
 mod mixed;
 mod presence;
+mod seeds;
 mod swarm;
+mod versions;

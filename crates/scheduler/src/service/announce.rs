@@ -33,19 +33,24 @@ impl SchedulerService {
         Ok(Response::new(Box::pin(inlet)))
     }
 
-    /// Reads until either side ends the stream. There is no deadline of its own: a paused task's stream is silent for
-    /// as long as its user likes, and HTTP/2 keepalive finds the dead.
+    /// Reads until either side ends the stream. Only the first message has a deadline: later a paused task's stream is
+    /// silent for as long as its user likes, and HTTP/2 keepalive finds the dead.
     async fn read_announce(
         self: Arc<Self>,
         stream: StreamId,
         mut requests: Streaming<AnnouncePeerRequest>,
         mut stopped: oneshot::Receiver<()>,
     ) {
+        let late = tokio::time::sleep(self.config.first_message);
+        tokio::pin!(late);
+        let mut silent = true;
         let ending = loop {
             let request = tokio::select! {
                 _ = &mut stopped => return,
                 request = requests.message() => request,
+                () = &mut late, if silent => break Some(super::too_late("a registration")),
             };
+            silent = false;
             match request {
                 Ok(Some(request)) => {
                     if let Err(status) = self.take_announce(stream, request) {
@@ -54,8 +59,9 @@ impl SchedulerService {
                 }
                 Ok(None) => break None,
                 Err(status) => {
+                    // Where it is the message that was wrong, its sender is still there to be told.
                     tracing::debug!(code = ?status.code(), "announce stream broke");
-                    break None;
+                    break Some(status);
                 }
             }
         };

@@ -20,6 +20,9 @@ use crate::machine::{
     Register, Restate, TaskView,
 };
 
+/// The longest time that a piece is believed to have taken. Longer ones would make leases that never end.
+const MAX_COST: Duration = Duration::from_secs(3600);
+
 pub(super) fn duration(duration: prost_types::Duration) -> Option<Duration> {
     Duration::try_from(duration).ok()
 }
@@ -141,7 +144,7 @@ fn report(piece: Option<common::Piece>) -> Result<PieceReport, Status> {
         length: piece.length,
         crc: validate::piece(&piece)?,
         parent: piece.parent_id.map(PeerId::from),
-        cost: piece.cost.and_then(duration).unwrap_or_default(),
+        cost: piece.cost.and_then(duration).unwrap_or_default().min(MAX_COST),
     })
 }
 
@@ -193,6 +196,7 @@ pub(super) fn task_key(kind: i32, id: &str) -> Result<TaskKey, Status> {
 pub(super) fn holding(holding: ours::Holding) -> Result<Holding, Status> {
     Ok(Holding {
         task: task_key(holding.kind, &holding.id)?,
+        generation: holding.generation,
         content_length: holding.content_length,
         piece_length: holding.piece_length,
         bitmap: holding.bitmap,
@@ -205,7 +209,8 @@ pub(super) fn holding(holding: ours::Holding) -> Result<Holding, Status> {
 
 /// The copy of a registration that a seed is triggered with. It is the only place where request headers go.
 pub(super) fn for_seed(download: common::Download) -> common::Download {
-    common::Download { need_back_to_source: true, output_path: None, ..download }
+    // Nor does the scheduler want the bytes: only how it ends.
+    common::Download { need_back_to_source: true, output_path: None, need_piece_content: false, ..download }
 }
 
 /// An answer as it goes out.

@@ -47,17 +47,21 @@ impl SchedulerService {
         mut requests: Streaming<ours::HoldRequest>,
         mut stopped: oneshot::Receiver<()>,
     ) {
+        let late = tokio::time::sleep(self.config.first_message);
+        tokio::pin!(late);
         let mut greeted = false;
         let ending = loop {
             let request = tokio::select! {
                 _ = &mut stopped => break None,
                 request = requests.message() => request,
+                () = &mut late, if !greeted => break Some(super::too_late("hello")),
             };
             let message = match request {
                 Ok(Some(ours::HoldRequest { request: Some(message) })) => message,
                 // A later version's message is a sign of life too.
                 Ok(Some(ours::HoldRequest { request: None })) => Request::Beat(ours::Beat::default()),
-                Ok(None) | Err(_) => break None,
+                Ok(None) => break None,
+                Err(status) => break Some(status),
             };
             if greeted == matches!(message, Request::Hello(_)) {
                 break Some(validate::invalid("request", "hello comes first and once"));
@@ -98,9 +102,10 @@ impl SchedulerService {
                 HoldMessage::Holdings { holdings, last }
             }
             Request::Tombstones(ours::Tombstones { tombstones }) => {
-                let tasks =
-                    tombstones.iter().map(|tombstone| convert::task_key(tombstone.kind, &tombstone.id));
-                HoldMessage::Tombstones(tasks.collect::<Result<_, _>>()?)
+                let tasks = tombstones.iter().map(|tombstone| {
+                    Ok((convert::task_key(tombstone.kind, &tombstone.id)?, tombstone.generation))
+                });
+                HoldMessage::Tombstones(tasks.collect::<Result<_, Status>>()?)
             }
             Request::Leaving(leaving) => HoldMessage::Leaving { restarting: leaving.restarting },
         };

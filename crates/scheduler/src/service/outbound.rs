@@ -95,7 +95,7 @@ impl Outbound for GrpcOutbound {
         Box::pin(async move {
             let _permit = self.calls.acquire().await;
             let channel = connect(address).await?;
-            let mut client = DfdaemonUploadClient::new(channel).max_decoding_message_size(usize::MAX);
+            let mut client = DfdaemonUploadClient::new(channel).max_decoding_message_size(super::MAX_MESSAGE);
             let failed = |source| OutboundError::Failed { address, source };
             let silent = |_| OutboundError::Silent { address };
             let request = DownloadTaskRequest { download: Some(download) };

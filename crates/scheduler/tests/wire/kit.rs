@@ -39,8 +39,11 @@ impl Outbound for Recorder {
         download: common::Download,
     ) -> BoxFuture<'_, Result<(), OutboundError>> {
         self.seeds.lock().push((address, download));
-        let silent = if self.fail { Err(OutboundError::Silent { address }) } else { Ok(()) };
-        Box::pin(async move { silent })
+        if self.fail {
+            return Box::pin(async move { Err(OutboundError::Silent { address }) });
+        }
+        // It lasts as long as the seed's download.
+        Box::pin(std::future::pending())
     }
 
     fn probe(&self, _: SocketAddr) -> BoxFuture<'_, bool> {
@@ -64,20 +67,20 @@ pub(crate) async fn start(change: impl FnOnce(&mut machine::Config)) -> Running 
 pub(crate) async fn start_with(change: impl FnOnce(&mut machine::Config), outbound: Recorder) -> Running {
     let mut config = machine::Config { fresh: true, ..Default::default() };
     change(&mut config);
-    run(config, Config::default().queue, outbound).await
+    run(Config { machine: config, ..Config::default() }, outbound).await
 }
 
-pub(crate) async fn start_queued(queue: usize) -> Running {
-    let config = machine::Config { fresh: true, ..Default::default() };
-    run(config, queue, Recorder::default()).await
+/// With a queue of so many messages, and so much time for a stream's first one.
+pub(crate) async fn start_strict(queue: usize, first_message: Duration) -> Running {
+    let machine = machine::Config { fresh: true, ..Default::default() };
+    run(Config { machine, queue, first_message, ..Config::default() }, Recorder::default()).await
 }
 
-async fn run(config: machine::Config, queue: usize, outbound: Recorder) -> Running {
+async fn run(config: Config, outbound: Recorder) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let outbound = Arc::new(outbound);
-    let config =
-        Config { machine: config, address: address.to_string(), ring: vec![address.to_string()], queue };
+    let config = Config { address: address.to_string(), ring: vec![address.to_string()], ..config };
     let service = SchedulerService::start(config, outbound.clone());
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = service.clone();
@@ -131,14 +134,16 @@ impl Running {
         stream
     }
 
-    pub(crate) async fn hold(&self, host: common::Host, incarnation: u64) -> Hold {
+    /// Opens a Hold stream and says nothing yet.
+    pub(crate) async fn open_hold(&self) -> Hold {
         let (requests, receiver) = mpsc::channel(64);
         let mut client = ClusterClient::connect(format!("http://{}", self.address)).await.unwrap();
+        Hold { requests, responses: client.hold(ReceiverStream::new(receiver)).await.unwrap().into_inner() }
+    }
+
+    pub(crate) async fn hold(&self, host: common::Host, incarnation: u64) -> Hold {
         let hello = ours::Hello { host: Some(host), incarnation, version: "test".into() };
-        let hold = Hold {
-            requests,
-            responses: client.hold(ReceiverStream::new(receiver)).await.unwrap().into_inner(),
-        };
+        let hold = self.open_hold().await;
         hold.say(ours::hold_request::Request::Hello(hello)).await;
         hold
     }

@@ -1,5 +1,7 @@
 //! Our daemons.
 
+use std::time::Duration;
+
 use damselfly_api::common::v2 as common;
 use damselfly_api::damselfly::v1 as ours;
 use damselfly_api::scheduler::v2 as scheduler;
@@ -9,7 +11,7 @@ use scheduler::announce_peer_request::Request;
 use scheduler::announce_peer_response::Response;
 use tonic::Code;
 
-use crate::kit::{MIB, TASK, download, download_of, host, our_host, piece, start, start_queued};
+use crate::kit::{MIB, TASK, download, download_of, host, our_host, piece, start, start_strict};
 
 fn learned(pieces: u64) -> ours::Learned {
     ours::Learned {
@@ -104,7 +106,9 @@ async fn hold_welcomes_and_restates_holdings() {
     };
     assert_eq!(welcome.address, scheduler.address.to_string());
     assert_eq!(welcome.ring, [scheduler.address.to_string()]);
-    assert_eq!(welcome.epoch, scheduler.service.epoch());
+    let mut other = scheduler.hold(our_host("c", 1), 1).await;
+    let again = other.responses.message().await.unwrap().unwrap().response;
+    assert_eq!(again, Some(HoldResponse::Welcome(welcome)), "one epoch for all");
     let holding = ours::Holding {
         kind: ours::TaskKind::Standard.into(),
         id: TASK.into(),
@@ -191,7 +195,7 @@ async fn leases_and_facts_are_not_for_dragonflys() {
 
 #[tokio::test]
 async fn a_peer_that_does_not_read_loses_its_stream_and_nobody_else_does() {
-    let scheduler = start_queued(2).await;
+    let scheduler = start_strict(2, Duration::from_secs(30)).await;
     scheduler.announce(our_host("a", 1)).await;
     scheduler.announce(our_host("b", 2)).await;
     let mut a = scheduler.register("a", "a-1", download()).await;
@@ -224,5 +228,5 @@ async fn shutting_down_ends_every_stream() {
     hold.responses.message().await.ok();
     assert_eq!(hold.responses.message().await.unwrap_err().code(), Code::Unavailable);
     drop((a, hold));
-    tokio::time::timeout(std::time::Duration::from_secs(10), scheduler.served).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), scheduler.served).await.unwrap().unwrap();
 }

@@ -10,13 +10,14 @@ use crate::machine::event::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn holding(pieces: u32, held: &[u32]) -> Holding {
+pub(super) fn holding(pieces: u32, held: &[u32]) -> Holding {
     let mut set = PieceSet::new(pieces);
     for &piece in held {
         set.insert(piece);
     }
     Holding {
         task: key(),
+        generation: 1,
         content_length: Some(u64::from(pieces) * 4 * MIB),
         piece_length: 4 * MIB,
         bitmap: if held.is_empty() { Vec::new() } else { set.to_bytes() },
@@ -43,7 +44,7 @@ fn ledger_told(lab: &mut Lab, peer: &str) -> BTreeMap<u32, Crc> {
     facts.flatten().collect()
 }
 
-fn holdings(lab: &mut Lab, hold: u64, holdings: Vec<Holding>, last: bool) {
+pub(super) fn holdings(lab: &mut Lab, hold: u64, holdings: Vec<Holding>, last: bool) {
     lab.step(Event::Hold(HoldId(hold), HoldMessage::Holdings { holdings, last }));
 }
 
@@ -109,7 +110,7 @@ fn holdings_bring_holders_back() {
     assert_eq!(parents, ["c-abcdef01-held", "a-abcdef01-held"]);
     lab.pass(3 * SECOND);
     assert!(lab.leased("b/1").is_empty(), "everything is held");
-    lab.step(Event::Hold(HoldId(2), HoldMessage::Tombstones(vec![key()])));
+    lab.step(Event::Hold(HoldId(2), HoldMessage::Tombstones(vec![(key(), 1)])));
     assert_eq!(lab.leased("b/1"), [4, 5, 6, 7]);
 }
 
