@@ -14,13 +14,13 @@ use damselfly_scheduler_client::{
     Cluster, ClusterOptions, Departure, Holdings, HostProvider, SchedulerHandle, Source, Target,
 };
 use damselfly_storage::Store;
-use damselfly_transport::local::Caller;
+use damselfly_transport::local::{Caller, endpoint};
 use hyper_util::rt::TokioIo;
 use ractor::{Actor, ActorRef};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::announcer;
 use crate::config::{Config, Directories, Overrides, default_route, route_to};
@@ -115,10 +115,7 @@ impl Embedded {
         let (ours, theirs) = UnixStream::pair().map_err(system("cannot make a connection to the engine"))?;
         tokio::spawn(socket::serve(theirs, Arc::new(Caller::this_process()), router, stop.clone()));
         let mut ours = Some(TokioIo::new(ours));
-        let channel = Endpoint::from_static("http://engine")
-            .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(8 << 20)
-            .max_frame_size(1 << 20)
+        let channel = endpoint("http://engine")
             .connect_with_connector(tower::service_fn(move |_uri| {
                 let stream = ours.take().ok_or_else(|| std::io::Error::other("the engine has stopped"));
                 std::future::ready(stream)

@@ -16,7 +16,7 @@ pub use access::{OutputTarget, PathAccess, PathError, TempOutput};
 pub use act::{ActError, Life, as_caller, as_caller_for_long};
 pub use bind::{BindError, BindOptions};
 pub use caller::Caller;
-pub use client::{ConnectError, connect};
+pub use client::{ConnectError, connect, endpoint};
 pub use listener::{Connection, Listener};
 pub use stream::LocalStream;
 

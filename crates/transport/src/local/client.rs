@@ -47,12 +47,17 @@ pub async fn connect(path: &Path) -> Result<Channel, ConnectError> {
             }
         }
     });
-    let endpoint = Endpoint::from_static("http://localhost")
+    let connected = endpoint("http://localhost").connect_with_connector(connector).await;
+    connected.map_err(|error| ConnectError { path, source: io::Error::other(error) })
+}
+
+/// A channel for content on this host, still without a connection. `name` is a URL that is only shown.
+#[must_use]
+pub fn endpoint(name: &'static str) -> Endpoint {
+    Endpoint::from_static(name)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME);
-    let connected = endpoint.connect_with_connector(connector).await;
-    connected.map_err(|error| ConnectError { path, source: io::Error::other(error) })
+        .max_frame_size(FRAME)
 }
 
 async fn open(path: &Path) -> io::Result<UnixStream> {

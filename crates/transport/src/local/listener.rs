@@ -11,11 +11,10 @@ use tokio::task::JoinSet;
 use super::bind::{SocketFile, bind};
 use super::caller::Judge;
 use super::{BindError, BindOptions, DESCRIPTOR_MAGIC, HTTP2_MAGIC, LocalStream};
+use crate::accept;
 
 /// The sockets' send buffer: content travels in chunks of 1 MiB, and a full buffer costs a wake-up.
 const SEND_BUFFER: usize = 1 << 20;
-/// How long to wait before accepting again when the process is out of descriptors or memory.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// What a local connection turned out to be.
 #[derive(Debug)]
@@ -71,10 +70,7 @@ impl Listener {
                         let greet = greet(stream, self.judge.clone(), self.options.first_bytes);
                         self.greeting.spawn(greet);
                     }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a local connection; trying again shortly");
-                        tokio::time::sleep(ACCEPT_BACKOFF).await;
-                    }
+                    Err(error) => accept::pause("local", &error).await,
                 },
             }
         }

@@ -17,9 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::ServerOptions;
-
-/// How long to wait before accepting again when the process is out of descriptors or memory.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+use crate::accept;
 
 /// A piece to be sent.
 pub struct Served {
@@ -160,13 +158,10 @@ impl Drop for Open<'_> {
 }
 
 async fn refused(server: &Server, error: &io::Error) {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
-    if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | WouldBlock) {
-        return;
+    if !accept::concerns_one(error) {
+        server.room.notify_one();
     }
-    tracing::warn!(%error, "cannot accept a piece connection; trying again shortly");
-    server.room.notify_one();
-    tokio::time::sleep(ACCEPT_BACKOFF).await;
+    accept::pause("vortex", error).await;
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {
