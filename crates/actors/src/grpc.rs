@@ -4,7 +4,10 @@
 //! `grpc-timeout` no longer than that until its response begins, and Dragonfly's clients put 10 s on calls that wait for
 //! an origin. Here only the caller's own patience counts.
 
-use std::io;
+mod greeting;
+mod quota;
+
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +16,8 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use damselfly_transport::TokenBucket;
 use damselfly_transport::local::Caller;
+use damselfly_transport::{TokenBucket, accept as listening};
 use http::Request as HttpRequest;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -27,11 +30,16 @@ use tonic::Status;
 use tower::ServiceExt as _;
 
 use crate::config::RequestLimit;
+use greeting::Greeting;
+pub(crate) use quota::Quota;
 
 /// Connections from the network served at a time; one more waits unaccepted.
 const MAX_CONNECTIONS: usize = 4096;
-/// How long to wait before accepting again when the process is out of descriptors or memory.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// How many of these one address may have; one more is closed.
+const MAX_PER_ADDRESS: usize = MAX_CONNECTIONS / 4;
+/// The longest request, in bytes: a child that asks for a million pieces by number stays below. Room for all that a
+/// request announces is made before the rest of it has come, so without a bound five bytes would cost 4 GiB.
+pub(crate) const MAX_REQUEST: usize = 16 << 20;
 /// How long open streams may go on after the stop. Most end by themselves, because what they tell of has ended.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -55,6 +63,24 @@ pub(crate) const NETWORK: Terms =
 
 /// For programs on this host: few calls, content, small beside the byte budget.
 pub(crate) const LOCAL: Terms = Terms { streams: 256, window: 4 << 20, frame: 1 << 20, keep_alive: false };
+
+/// Who is at the other end of a connection; travels with every request as what it holds.
+#[derive(Clone, Debug)]
+pub(crate) enum Peer {
+    /// Another host's program, as [`CallFrom`].
+    Network(SocketAddr),
+    /// A program on this host, as `Arc<Caller>`.
+    Local(Arc<Caller>),
+}
+
+/// The address a call over the network comes from; IPv4 is IPv4 however it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CallFrom(pub(crate) IpAddr);
+
+/// Ends the connection that a request came on, for one whose client takes nothing any more: what was written to it is
+/// held until it ends.
+#[derive(Clone, Debug)]
+pub(crate) struct HangUp(pub(crate) CancellationToken);
 
 /// Refuses what comes faster than a configured rate.
 #[derive(Debug)]
@@ -98,15 +124,24 @@ pub(crate) fn limited(router: Router, limit: Option<RequestLimit>) -> Router {
 /// Accepts connections from the network and serves them until `stop`.
 pub(crate) async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
     let mut connections = JoinSet::new();
+    let quota = Quota::new(MAX_PER_ADDRESS);
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
+                    let Some(place) = quota.enter(address.ip().to_canonical()) else {
+                        tracing::debug!(%address, "gRPC connection closed: its address has too many");
+                        continue;
+                    };
                     // Without it small answers wait for each other; the connection works all the same.
                     drop(stream.set_nodelay(true));
-                    connections.spawn(serve(stream, None, router.clone(), NETWORK, stop.clone()));
+                    let served = serve(stream, Peer::Network(address), router.clone(), NETWORK, stop.clone());
+                    connections.spawn(async move {
+                        let _place = place;
+                        served.await;
+                    });
                 }
-                Err(why) => refused(&why).await,
+                Err(why) => listening::pause("grpc", &why).await,
             },
             Some(_) = connections.join_next() => {}
             () = stop.cancelled() => break,
@@ -114,14 +149,6 @@ pub(crate) async fn accept(listener: TcpListener, router: Router, stop: Cancella
     }
     drop(listener);
     drain(connections).await;
-}
-
-async fn refused(why: &io::Error) {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
-    if !matches!(why.kind(), ConnectionAborted | ConnectionReset | Interrupted | WouldBlock) {
-        tracing::warn!(%why, "cannot accept a gRPC connection; trying again shortly");
-        tokio::time::sleep(ACCEPT_BACKOFF).await;
-    }
 }
 
 /// Lets connections that were told to stop end; what stays open too long is cut off.
@@ -133,21 +160,20 @@ pub(crate) async fn drain(mut connections: JoinSet<()>) {
     }
 }
 
-/// Serves one connection until its caller hangs up, or `stop` and the last answer. The caller, where there is one that
-/// is known, travels with every request.
-pub(crate) async fn serve<S>(
-    stream: S,
-    caller: Option<Arc<Caller>>,
-    router: Router,
-    terms: Terms,
-    stop: CancellationToken,
-) where
+/// Serves one connection until its peer hangs up or never begins to talk, or `stop` and the last answer.
+pub(crate) async fn serve<S>(stream: S, peer: Peer, router: Router, terms: Terms, stop: CancellationToken)
+where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let hang_up = CancellationToken::new();
+    let hanging_up = HangUp(hang_up.clone());
     let service = hyper::service::service_fn(move |mut request: HttpRequest<Incoming>| {
-        if let Some(caller) = &caller {
-            request.extensions_mut().insert(Arc::clone(caller));
+        let extensions = request.extensions_mut();
+        match &peer {
+            Peer::Network(address) => drop(extensions.insert(CallFrom(address.ip().to_canonical()))),
+            Peer::Local(caller) => drop(extensions.insert(Arc::clone(caller))),
         }
+        extensions.insert(hanging_up.clone());
         router.clone().oneshot(request.map(Body::new))
     });
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -163,12 +189,21 @@ pub(crate) async fn serve<S>(
             .keep_alive_interval(Some(Duration::from_secs(300)))
             .keep_alive_timeout(Duration::from_secs(20));
     }
+    let (stream, greeting) = Greeting::expect(stream);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = greeting.missed() => {
+            tracing::debug!("gRPC connection closed: nothing came");
+            return;
+        }
+        () = hang_up.cancelled() => return,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                () = hang_up.cancelled() => return,
+            }
         }
     };
     if let Err(why) = ended {
@@ -254,9 +289,69 @@ mod tests {
         assert_eq!((response.status(), response.headers().get("grpc-status")), (StatusCode::OK, None));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_never_begins_to_talk_is_closed() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        for said in [&preface[..0], &preface[..10], preface] {
+            let (mut client, server) = tokio::io::duplex(1 << 16);
+            let peer = Peer::Network(([127, 0, 0, 1], 1).into());
+            let served = tokio::spawn(serve(server, peer, router(), NETWORK, CancellationToken::new()));
+            client.write_all(said).await.unwrap();
+            let ended = tokio::time::timeout(Duration::from_secs(60), served).await;
+            ended.expect("it held its place").unwrap();
+            // What the server said of itself, then the end.
+            client.read_to_end(&mut Vec::new()).await.unwrap();
+        }
+        // Who has begun may be silent: clients keep connections for later.
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let peer = Peer::Network(([127, 0, 0, 1], 1).into());
+        let mut terms = NETWORK;
+        terms.keep_alive = false;
+        let served = tokio::spawn(serve(server, peer, router(), terms, CancellationToken::new()));
+        let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut sender, connection) = builder.handshake(TokioIo::new(client)).await.unwrap();
+        tokio::spawn(connection);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let request = HttpRequest::post("http://daemon/x/Call").body(Body::empty()).unwrap();
+        assert_eq!(sender.send_request(request).await.unwrap().status(), StatusCode::OK);
+        drop(sender);
+        served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn requests_know_where_they_come_from_and_may_end_their_connection() {
+        let from = |request: Request| {
+            let from = request.extensions().get::<CallFrom>().copied();
+            request.extensions().get::<HangUp>().unwrap().0.cancel();
+            std::future::ready(format!("{from:?}"))
+        };
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let peer = Peer::Network("[::ffff:10.0.0.7]:1".parse().unwrap());
+        let seen = Arc::new(parking_lot::Mutex::new(String::new()));
+        let noted = Arc::clone(&seen);
+        let router = Router::new().route(
+            "/x/From",
+            post(move |request: Request| {
+                let noted = Arc::clone(&noted);
+                async move { *noted.lock() = from(request).await }
+            }),
+        );
+        let served = tokio::spawn(serve(server, peer, router, NETWORK, CancellationToken::new()));
+        let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut sender, connection) = builder.handshake(TokioIo::new(client)).await.unwrap();
+        tokio::spawn(connection);
+        let request = HttpRequest::post("http://daemon/x/From").body(Body::empty()).unwrap();
+        // Answered or cut off: either way the connection ends.
+        drop(sender.send_request(request).await);
+        served.await.unwrap();
+        assert_eq!(*seen.lock(), "Some(CallFrom(10.0.0.7))");
+    }
+
     #[tokio::test]
     async fn streams_without_end_are_cut_off_when_the_server_stops() {
-        let endless = || async { Body::from_stream(futures_util::stream::pending::<io::Result<&str>>()) };
+        let endless =
+            || async { Body::from_stream(futures_util::stream::pending::<std::io::Result<&str>>()) };
         let stop = CancellationToken::new();
         let (server, response) = call(Router::new().route("/x/Slow", post(endless)), &stop, "1S").await;
         tokio::time::pause();

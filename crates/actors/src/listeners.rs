@@ -1,5 +1,7 @@
 //! The daemon's listeners: sockets bound once, served by services that are restarted when they fail.
 
+mod http;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
@@ -135,8 +137,7 @@ pub fn upload(
     stop: &CancellationToken,
 ) -> ServiceArgs {
     let upload = DfdaemonUploadServer::new(UploadService::new(Arc::clone(engine), ports))
-        .max_decoding_message_size(usize::MAX)
-        .max_encoding_message_size(usize::MAX);
+        .max_decoding_message_size(grpc::MAX_REQUEST);
     let router = grpc::limited(common.add_service(upload).into_axum_router(), engine.config.upload.requests);
     service(engine, "grpc", stop, move |stop| {
         let (bound, router) = (bound.clone(), router.clone());
@@ -149,7 +150,7 @@ pub fn upload(
 }
 
 /// A small HTTP service.
-fn http(
+fn small(
     engine: &Arc<Engine>,
     name: &'static str,
     bound: Bound,
@@ -160,15 +161,15 @@ fn http(
         let (bound, router) = (bound.clone(), router.clone());
         Box::pin(async move {
             let listener = bound.listener().map_err(|why| why.to_string())?;
-            let serve = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
-            serve.await.map_err(|why| why.to_string())
+            http::serve(listener, router, stop).await;
+            Ok(())
         })
     })
 }
 
 /// `GET /healthy`.
 pub fn health(engine: &Arc<Engine>, bound: Bound, stop: &CancellationToken) -> ServiceArgs {
-    http(engine, "health", bound, Router::new().route("/healthy", get(|| async { StatusCode::OK })), stop)
+    small(engine, "health", bound, Router::new().route("/healthy", get(|| async { StatusCode::OK })), stop)
 }
 
 /// `GET /metrics`; `DELETE` has the counters begin at zero.
@@ -194,5 +195,5 @@ pub fn metrics(
             Ok::<_, (StatusCode, String)>(([(header::CONTENT_TYPE, kind)], text))
         }
     };
-    http(engine, "metrics", bound, Router::new().route("/metrics", get(page).delete(reset)), stop)
+    small(engine, "metrics", bound, Router::new().route("/metrics", get(page).delete(reset)), stop)
 }

@@ -4,6 +4,7 @@
 //! whose credentials travel with every request. The two calls that carry content are framed by hand ([`framed`]) under
 //! the paths of the generated service, so that no piece is ever held whole; everything else is generated code.
 
+mod buffers;
 mod control;
 mod download;
 mod framed;
@@ -27,6 +28,7 @@ use tonic::Status;
 use tonic::service::Routes;
 
 use crate::engine::Engine;
+use crate::grpc;
 pub use download::DownloadService;
 pub use own::LocalService;
 pub use status::Facts as StatusFacts;
@@ -37,12 +39,12 @@ const STREAM_BUDGET: u64 = 32 << 20;
 /// Everything the unix socket answers.
 pub fn router(engine: &Arc<Engine>, facts: Arc<StatusFacts>, health: Routes) -> Router {
     let download = DfdaemonDownloadServer::new(DownloadService::new(Arc::clone(engine)))
-        .max_decoding_message_size(usize::MAX)
-        .max_encoding_message_size(usize::MAX);
+        .max_decoding_message_size(grpc::MAX_REQUEST);
     let own = LocalServer::new(LocalService::new(Arc::clone(engine), facts));
     let framing = framed::Framing {
         engine: Arc::clone(engine),
-        buffers: BufferPool::new(STREAM_BUDGET, BufferPool::DEFAULT_SIZE),
+        buffers: buffers::Buffers::new(BufferPool::new(STREAM_BUDGET, BufferPool::DEFAULT_SIZE)),
+        patience: framed::PATIENCE,
     };
     let framed = Router::new()
         .route("/dfdaemon.v2.DfdaemonDownload/DownloadTask", post(framed::download_task))
@@ -57,8 +59,7 @@ fn caller(extensions: &http::Extensions) -> Result<Arc<Caller>, Status> {
 }
 
 fn caller_of<T>(request: &tonic::Request<T>) -> Result<Arc<Caller>, Status> {
-    let caller = request.extensions().get::<Arc<Caller>>().cloned();
-    caller.ok_or_else(|| Status::unauthenticated("caller unknown"))
+    caller(request.extensions())
 }
 
 /// On whose behalf content is fetched. A uid of another mount namespace names nobody here: it may be anybody's.

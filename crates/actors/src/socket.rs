@@ -13,19 +13,21 @@ use tonic::service::Routes;
 use crate::config::Config;
 use crate::daemon::StartError;
 use crate::engine::Engine;
-use crate::grpc;
+use crate::grpc::{self, Peer, Quota};
 use crate::kit::ServiceArgs;
 use crate::local::{self, StatusFacts};
 
 /// Connections of callers served at a time; one more waits unaccepted.
 const MAX_CONNECTIONS: usize = 1024;
+/// How many of these one user may have, so that nobody keeps the others out; one more is closed.
+const MAX_PER_USER: usize = MAX_CONNECTIONS / 2;
 
 fn options(config: &Config) -> BindOptions {
     let mut options = BindOptions::new(&config.download.socket);
     options.mode = config.download.socket_mode;
-    if config.directories.private_socket_dir {
-        options.directory_mode = 0o700;
-    }
+    // A directory that the user named is the user's own affair.
+    options.private_directory =
+        config.directories.private_socket_dir && config.download.socket == config.directories.socket;
     options
 }
 
@@ -65,12 +67,21 @@ pub(crate) fn service(
 
 async fn accept(mut listener: Listener, router: Router, stop: CancellationToken) {
     let mut connections = JoinSet::new();
+    let quota = Quota::new(MAX_PER_USER);
     loop {
         tokio::select! {
             connection = listener.accept(), if connections.len() < MAX_CONNECTIONS => match connection {
                 Connection::Grpc(stream) => {
                     let caller = Arc::clone(stream.caller());
-                    connections.spawn(serve(stream, caller, router.clone(), stop.clone()));
+                    let Some(place) = quota.enter(caller.uid) else {
+                        tracing::warn!(uid = caller.uid, "connection closed: this user has {MAX_PER_USER} others");
+                        continue;
+                    };
+                    let served = serve(stream, caller, router.clone(), stop.clone());
+                    connections.spawn(async move {
+                        let _place = place;
+                        served.await;
+                    });
                 }
                 // Nothing of this daemon is handed over by descriptor yet.
                 Connection::Descriptor(stream) => drop(stream),
@@ -88,5 +99,5 @@ pub(crate) async fn serve<S>(stream: S, caller: Arc<Caller>, router: Router, sto
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    grpc::serve(stream, Some(caller), router, grpc::LOCAL, stop).await;
+    grpc::serve(stream, Peer::Local(caller), router, grpc::LOCAL, stop).await;
 }

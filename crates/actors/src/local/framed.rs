@@ -1,10 +1,11 @@
 //! The two calls that carry content, framed by hand: no piece is ever held whole.
 //!
 //! Content goes from the store through a buffer of a pool of its own into the socket: a client that does not read holds
-//! buffers that no download waits for.
+//! buffers that no download waits for, of its own user's share, and not for ever.
 
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use bytes::Bytes;
@@ -13,16 +14,17 @@ use damselfly_api::damselfly::v1::{ReadTaskRequest, Receipt};
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::read_persistent_cache_task_response::Response as Read;
 use damselfly_core::Content;
-use damselfly_transport::BufferPool;
 use damselfly_transport::framed::{self, ClosedError, ContentWriter, Envelope, FrameWriter};
 use http::{Request, Response};
 use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::buffers::{Buffers, Share};
 use super::message::Teller;
 use super::{caller, owner};
 use crate::engine::Engine;
+use crate::grpc::HangUp;
 use crate::request;
 use crate::stream::{Item, Started, Telling};
 
@@ -30,12 +32,53 @@ use crate::stream::{Item, Started, Telling};
 const AHEAD: usize = 4;
 /// What one message of ReadTask carries at most.
 const MESSAGE: u64 = 1 << 20;
+/// How long a client may take nothing before its connection is closed, which gives back what it holds.
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What the handlers share.
 #[derive(Clone, Debug)]
 pub(super) struct Framing {
     pub(super) engine: Arc<Engine>,
-    pub(super) buffers: BufferPool,
+    pub(super) buffers: Buffers,
+    /// How long a client may take nothing.
+    pub(super) patience: Duration,
+}
+
+/// One client's stream: what it may hold and how long it is waited for.
+#[derive(Debug)]
+struct Client {
+    host: String,
+    uid: u32,
+    buffers: Share,
+    patience: Duration,
+    /// Absent where a request came without a connection.
+    hang_up: Option<HangUp>,
+}
+
+impl Client {
+    fn new(framing: &Framing, request: &http::Extensions) -> Result<Self, Status> {
+        let uid = caller(request)?.uid;
+        Ok(Self {
+            host: framing.engine.identity.host_id.to_string(),
+            uid,
+            buffers: framing.buffers.of(uid),
+            patience: framing.patience,
+            hang_up: request.get().cloned(),
+        })
+    }
+
+    /// Waits for the client to take something, but not for ever.
+    async fn takes<T>(&self, write: impl Future<Output = Result<T, ClosedError>>) -> Result<T, Ended> {
+        if let Ok(written) = tokio::time::timeout(self.patience, write).await {
+            return Ok(written?);
+        }
+        tracing::info!(uid = self.uid, patience = ?self.patience, "connection closed: its client takes nothing");
+        // An end of the stream would wait behind what the client does not take.
+        if let Some(HangUp(connection)) = &self.hang_up {
+            connection.cancel();
+        }
+        Err(Ended::Gone)
+    }
 }
 
 /// Why a stream ends early.
@@ -69,11 +112,8 @@ pub(super) async fn download_task(
     request: Request<axum::body::Body>,
 ) -> Response<Body> {
     match start_download(&framing, request).await {
-        Ok((items, teller)) => {
-            answer(framing, items, move |framing, first, items, writer| async move {
-                tell(&framing, teller, first, items, writer).await
-            })
-            .await
+        Ok((client, items, teller)) => {
+            answer(items, move |first, items, writer| tell(client, teller, first, items, writer)).await
         }
         Err(status) => framed::refusal(status),
     }
@@ -82,16 +122,17 @@ pub(super) async fn download_task(
 async fn start_download(
     framing: &Framing,
     request: Request<axum::body::Body>,
-) -> Result<(Items, Teller), Status> {
+) -> Result<(Client, Items, Teller), Status> {
     let caller = caller(request.extensions())?;
+    let client = Client::new(framing, request.extensions())?;
     let message: dfdaemon::DownloadTaskRequest = framed::read_request(request.into_body()).await?;
     let download = message.download.ok_or_else(|| Status::invalid_argument("missing download"))?;
     let engine = &framing.engine;
     let output = request::output(engine, &caller, &download).await?;
     let content = download.need_piece_content;
     let prepared = request::prepare(engine, download, owner(&caller))?;
-    let teller = Teller::new(engine.identity.host_id.to_string(), prepared.key.id.to_string());
-    Ok((request::start(engine, prepared, Telling::Pieces { content }, output), teller))
+    let teller = Teller::new(client.host.clone(), prepared.key.id.to_string());
+    Ok((client, request::start(engine, prepared, Telling::Pieces { content }, output), teller))
 }
 
 /// damselfly.v1.Local/ReadTask.
@@ -100,11 +141,8 @@ pub(super) async fn read_task(
     request: Request<axum::body::Body>,
 ) -> Response<Body> {
     match start_reading(&framing, request).await {
-        Ok((items, task)) => {
-            answer(framing, items, move |framing, first, items, writer| async move {
-                read(&framing, task, first, items, writer).await
-            })
-            .await
+        Ok((client, items, task)) => {
+            answer(items, move |first, items, writer| read(client, task, first, items, writer)).await
         }
         Err(status) => framed::refusal(status),
     }
@@ -113,8 +151,9 @@ pub(super) async fn read_task(
 async fn start_reading(
     framing: &Framing,
     request: Request<axum::body::Body>,
-) -> Result<(Items, String), Status> {
+) -> Result<(Client, Items, String), Status> {
     let caller = caller(request.extensions())?;
+    let client = Client::new(framing, request.extensions())?;
     let message: ReadTaskRequest = framed::read_request(request.into_body()).await?;
     let download = message.download.ok_or_else(|| Status::invalid_argument("missing download"))?;
     if download.output_path.is_some() {
@@ -124,13 +163,13 @@ async fn start_reading(
     }
     let prepared = request::prepare(&framing.engine, download, owner(&caller))?;
     let task = prepared.key.id.to_string();
-    Ok((request::start(&framing.engine, prepared, Telling::Ordered, None), task))
+    Ok((client, request::start(&framing.engine, prepared, Telling::Ordered, None), task))
 }
 
 /// Waits for the first item, so that a refusal is the call's status; the rest is written in the background.
-async fn answer<F, Fut>(framing: Framing, mut items: Items, write: F) -> Response<Body>
+async fn answer<F, Fut>(mut items: Items, write: F) -> Response<Body>
 where
-    F: FnOnce(Framing, Item, Items, FrameWriter) -> Fut,
+    F: FnOnce(Item, Items, FrameWriter) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
     match items.recv().await {
@@ -138,7 +177,7 @@ where
             let (writer, mut response) = framed::response(AHEAD);
             response.headers_mut().insert("x-damselfly", http::HeaderValue::from_static("1"));
             // Ends with the items, or with the client.
-            tokio::spawn(write(framing, first, items, writer));
+            tokio::spawn(write(first, items, writer));
             response
         }
         Some(Err(status)) => framed::refusal(status),
@@ -159,14 +198,14 @@ fn end(writer: FrameWriter, ended: Result<(), Ended>) {
     }
 }
 
-async fn tell(framing: &Framing, mut teller: Teller, first: Item, mut items: Items, mut writer: FrameWriter) {
+async fn tell(client: Client, mut teller: Teller, first: Item, mut items: Items, mut writer: FrameWriter) {
     let told = async {
         let mut next = Some(Ok(first));
         let mut finished = false;
         while let Some(item) = next {
             let item = item?;
             finished |= matches!(item, Item::Finished(_));
-            tell_one(framing, &mut teller, item, &mut writer).await?;
+            tell_one(&client, &mut teller, item, &mut writer).await?;
             next = items.recv().await;
         }
         if finished { Ok(()) } else { Err(Ended::With(crashed())) }
@@ -176,39 +215,39 @@ async fn tell(framing: &Framing, mut teller: Teller, first: Item, mut items: Ite
 }
 
 async fn tell_one(
-    framing: &Framing,
+    client: &Client,
     teller: &mut Teller,
     item: Item,
     writer: &mut FrameWriter,
 ) -> Result<(), Ended> {
     let Some(message) = teller.message(&item) else { return Ok(()) };
     let Item::Piece { piece, content: Some(content) } = item else {
-        return Ok(writer.message(&message).await?);
+        return client.takes(writer.message(&message)).await;
     };
     let envelope = Envelope::piece_finished(message.host_id, message.task_id, message.peer_id, piece)
         .map_err(|why| Status::internal(why.to_string()))?;
-    let mut out = writer.content(envelope).await?;
-    send(framing, &content.content, &mut out).await?;
-    Ok(out.finish().await?)
+    let mut out = client.takes(writer.content(envelope)).await?;
+    send(client, &content.content, &mut out).await?;
+    client.takes(out.finish()).await
 }
 
-async fn read(framing: &Framing, task: String, first: Item, mut items: Items, mut writer: FrameWriter) {
-    let host = framing.engine.identity.host_id.to_string();
+async fn read(client: Client, task: String, first: Item, mut items: Items, mut writer: FrameWriter) {
     let done = async {
         let mut next = Some(Ok(first));
         let mut finished = false;
         while let Some(item) = next {
             match item? {
                 Item::Started(started) => {
-                    writer.message(&response(Read::Started(began(started, &task, &host)))).await?;
+                    let started = response(Read::Started(began(started, &task, &client.host)));
+                    client.takes(writer.message(&started)).await?;
                 }
                 Item::Chunk { content, piece } => {
-                    chunks(framing, &content, &mut writer).await?;
+                    chunks(&client, &content, &mut writer).await?;
                     drop(piece);
                 }
                 Item::Finished(receipt) => {
                     finished = true;
-                    writer.message(&response(Read::Finished(finish(receipt)))).await?;
+                    client.takes(writer.message(&response(Read::Finished(finish(receipt))))).await?;
                 }
                 Item::Piece { .. } => {}
             }
@@ -243,34 +282,45 @@ fn finish(receipt: Receipt) -> dfdaemon::ReadPersistentCacheTaskFinished {
 }
 
 /// Content as messages of at most [`MESSAGE`] bytes.
-async fn chunks(framing: &Framing, content: &Content, writer: &mut FrameWriter) -> Result<(), Ended> {
+async fn chunks(client: &Client, content: &Content, writer: &mut FrameWriter) -> Result<(), Ended> {
     let mut at = 0;
     while at < content.len() {
         let length = MESSAGE.min(content.len() - at);
         let part = crate::stream::part(content, at, length);
         let envelope = Envelope::chunk(length).map_err(|why| Status::internal(why.to_string()))?;
-        let mut out = writer.content(envelope).await?;
-        send(framing, &part, &mut out).await?;
-        out.finish().await?;
+        let mut out = client.takes(writer.content(envelope)).await?;
+        send(client, &part, &mut out).await?;
+        client.takes(out.finish()).await?;
         at += length;
     }
     Ok(())
 }
 
-/// Content through pooled buffers, which come back when the socket has taken them.
-async fn send(framing: &Framing, content: &Content, out: &mut ContentWriter<'_>) -> Result<(), Ended> {
+/// Content through pooled buffers, which come back when the socket has taken them. A buffer is asked for only when the
+/// client takes more.
+async fn send(client: &Client, content: &Content, out: &mut ContentWriter<'_>) -> Result<(), Ended> {
     let (file, offset, length) = match content {
-        Content::Bytes(bytes) => return Ok(out.chunk(bytes.clone()).await?),
+        Content::Bytes(bytes) => return client.takes(out.chunk(bytes.clone())).await,
         Content::File { file, offset, length } => (file, *offset, *length),
     };
     let mut done = 0;
     while done < length {
-        let mut buffer = framing.buffers.acquire().await;
+        client.takes(out.ready()).await?;
+        // Those who hold the others are waited for no longer than this.
+        let lent = tokio::time::timeout(client.patience, client.buffers.acquire()).await;
+        let mut buffer = lent.map_err(|_| {
+            Status::resource_exhausted(
+                "clients that do not read hold all of this user's stream buffers; end them or read on",
+            )
+        })?;
         let take = usize::try_from(length - done).unwrap_or(usize::MAX).min(buffer.len());
         tokio::task::block_in_place(|| file.read_exact_at(&mut buffer[..take], offset + done))
             .map_err(|why| Status::internal(format!("cannot read stored content: {why}")))?;
-        out.chunk(Bytes::from_owner(buffer).slice(..take)).await?;
+        client.takes(out.chunk(Bytes::from_owner(buffer).slice(..take))).await?;
         done += take as u64;
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -112,6 +112,15 @@ pub struct ContentWriter<'a> {
 }
 
 impl ContentWriter<'_> {
+    /// Waits until the next chunk would not have to wait, for producers that hold something costly meanwhile.
+    ///
+    /// # Errors
+    /// When the client is gone.
+    pub async fn ready(&mut self) -> Result<(), ClosedError> {
+        // Nobody else writes, so the room is still there afterwards.
+        self.writer.chunks.reserve().await.map(drop).map_err(|_| ClosedError::Gone)
+    }
+
     /// Sends the next chunk, as it is: it is written to the socket from where it lies.
     ///
     /// # Errors

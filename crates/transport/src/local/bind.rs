@@ -1,8 +1,9 @@
 //! Making the socket file: a stale one is replaced, a live one never.
 
-use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,8 +18,9 @@ pub struct BindOptions {
     pub path: PathBuf,
     /// Who may connect. Containers run as anybody, hence 0666; what a caller may do is decided per call.
     pub mode: u32,
-    /// The mode of the directory, if it has to be made: 0755 for a system's, 0700 for a user's own.
-    pub directory_mode: u32,
+    /// The directory is this user's alone, in a place where others may write: it is made with mode 0700 instead of 0755,
+    /// and one that is there already must be like that.
+    pub private_directory: bool,
     /// How long a new connection may take to send its first four bytes.
     pub first_bytes: Duration,
     /// How many may be at that; while it is so many, nobody else is accepted.
@@ -32,7 +34,7 @@ impl BindOptions {
         Self {
             path: path.into(),
             mode: 0o666,
-            directory_mode: 0o755,
+            private_directory: false,
             first_bytes: Duration::from_secs(1),
             max_waiting: 64,
         }
@@ -50,6 +52,12 @@ pub enum BindError {
     /// Something else has the name.
     #[error("{0} exists and is no socket; remove it or choose another download.server.socketPath")]
     NotASocket(PathBuf),
+    /// A directory for one user's socket that is not that user's alone: whoever made it could put another socket there.
+    #[error(
+        "{0} is not a directory of uid {uid} with mode 0700; remove it, or choose another place for the socket \
+         (XDG_RUNTIME_DIR, --home, download.server.socketPath)", uid = rustix::process::geteuid().as_raw()
+    )]
+    NotPrivate(PathBuf),
     /// The kernel refused.
     #[error("cannot {what} {path}: {source}")]
     Io {
@@ -91,8 +99,11 @@ pub(super) fn bind(
     let failed = |what| move |source| BindError::Io { what, path: path.clone(), source };
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(options.directory_mode);
+        builder.recursive(true).mode(if options.private_directory { 0o700 } else { 0o755 });
         builder.create(parent).map_err(failed("create the directory of"))?;
+        if options.private_directory && !is_private(parent) {
+            return Err(BindError::NotPrivate(parent.to_owned()));
+        }
     }
     let lock = lock(path)?;
     match path.symlink_metadata() {
@@ -109,11 +120,31 @@ pub(super) fn bind(
     let inode =
         rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed("look at")(errno.into()))?;
     let file = SocketFile { path: path.clone(), inode: inode.into(), _lock: lock };
-    // Until here the umask decided, which only ever lets fewer connect.
-    std::fs::set_permissions(path, Permissions::from_mode(options.mode))
+    // Until here the umask decided, which only ever lets fewer connect. By the inode, not by the path: that could lead
+    // to another file by now, and the daemon may be root.
+    let own = file
+        .inode
+        .metadata()
+        .is_ok_and(|meta| meta.file_type().is_socket() && meta.uid() == rustix::process::geteuid().as_raw());
+    if !own {
+        return Err(BindError::NotASocket(path.clone()));
+    }
+    let inode = format!("/proc/self/fd/{}", file.inode.as_raw_fd());
+    std::fs::set_permissions(inode, Permissions::from_mode(options.mode))
         .map_err(failed("set the mode of"))?;
     listener.set_nonblocking(true).map_err(failed("listen on"))?;
     Ok((listener, file))
+}
+
+/// Whether this is a directory, not a link to one, that only we may look into and change.
+fn is_private(directory: &Path) -> bool {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(directory, flags, Mode::empty()).map(File::from);
+    opened.is_ok_and(|directory| {
+        directory
+            .metadata()
+            .is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o077 == 0)
+    })
 }
 
 /// Two daemons that start at once must not both find the same stale socket and remove each other's new one.
@@ -121,8 +152,10 @@ fn lock(path: &Path) -> Result<File, BindError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let failed = |source| BindError::Io { what: "lock", path: PathBuf::from(&name), source };
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&name);
-    let file = file.map_err(failed)?;
+    // Not through a link: a stranger's could have any file made or held.
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(Path::new(&name), flags, Mode::RUSR | Mode::WUSR);
+    let file = File::from(file.map_err(|errno| failed(errno.into()))?);
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(BindError::Live(path.to_owned())),
@@ -158,13 +191,49 @@ mod tests {
     fn a_socket_has_the_mode_asked_for_and_goes_with_its_owner() {
         let (_dir, mut options) = options();
         options.mode = 0o640;
-        options.directory_mode = 0o700;
+        options.private_directory = true;
         let (listener, file) = bind(&options).expect("free");
         let mode = |path: &Path| path.symlink_metadata().expect("exists").mode() & 0o777;
         assert_eq!(mode(&options.path), 0o640);
         assert_eq!(mode(options.path.parent().expect("has one")), 0o700);
         drop((listener, file));
         assert!(!options.path.try_exists().expect("readable"));
+    }
+
+    #[test]
+    fn a_private_directory_is_nobody_elses() {
+        let (dir, mut options) = options();
+        options.private_directory = true;
+        let parent = options.path.parent().expect("has one").to_owned();
+        std::fs::create_dir(&parent).expect("new");
+        for (mode, fine) in [(0o755, false), (0o710, false), (0o702, false), (0o700, true)] {
+            std::fs::set_permissions(&parent, Permissions::from_mode(mode)).expect("ours");
+            match bind(&options) {
+                Ok(_) => assert!(fine, "{mode:o}"),
+                Err(error) => {
+                    assert!(!fine && matches!(error, BindError::NotPrivate(_)), "{mode:o}: {error}")
+                }
+            }
+        }
+        // A link to a directory that would do is somebody's choice.
+        std::fs::rename(&parent, dir.path().join("elsewhere")).expect("ours");
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &parent).expect("free");
+        let error = bind(&options).expect_err("a link");
+        assert!(error.to_string().contains("is not a directory of uid"), "{error}");
+        options.private_directory = false;
+        bind(&options).expect("anywhere else links are fine");
+    }
+
+    #[test]
+    fn a_link_in_the_locks_place_is_not_followed() {
+        let (dir, options) = options();
+        let parent = options.path.parent().expect("has one");
+        std::fs::create_dir(parent).expect("new");
+        let target = dir.path().join("target");
+        std::os::unix::fs::symlink(&target, parent.join("d.sock.lock")).expect("free");
+        let error = bind(&options).expect_err("a link");
+        assert!(matches!(error, BindError::Io { what: "lock", .. }), "{error}");
+        assert!(!target.try_exists().expect("readable"), "made through the link");
     }
 
     #[test]
