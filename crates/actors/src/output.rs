@@ -7,6 +7,8 @@ use damselfly_storage::{OutputPolicy, OutputWay, StoreError, TaskContent};
 use damselfly_transport::local::{ActError, Life, OutputTarget, PathError, as_caller_for_long};
 use tonic::Status;
 
+use crate::stream::storage;
+
 /// An output opened as its caller.
 #[derive(Debug)]
 pub struct Output {
@@ -44,15 +46,11 @@ fn not_acted(why: &ActError) -> Status {
 
 fn stored(why: &StoreError) -> Status {
     match why {
-        StoreError::NoSpace { .. } | StoreError::DiskFull { .. } => {
-            Status::resource_exhausted(why.to_string())
-        }
-        StoreError::Exists(_) => Status::already_exists(why.to_string()),
-        StoreError::NoHardLink { .. } => Status::failed_precondition(why.to_string()),
+        // Here the caller acts: what is not permitted is not permitted to the caller.
         StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             Status::permission_denied(why.to_string())
         }
-        _ => Status::internal(why.to_string()),
+        _ => storage(why),
     }
 }
 

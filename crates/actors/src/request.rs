@@ -37,6 +37,7 @@ pub struct Prepared {
     /// The task.
     pub key: TaskKey,
     new: NewTask,
+    owner: Option<u32>,
     wish: Wish,
     digest: Option<Digest>,
     labels: TaskLabels,
@@ -95,7 +96,7 @@ pub fn task_id(download: &Download) -> Result<TaskId, IdError> {
     })
 }
 
-/// Checks a download and resolves its task.
+/// Checks a download and resolves its task. `owner` becomes one of the task's users once content is granted.
 ///
 /// # Errors
 /// INVALID_ARGUMENT, FAILED_PRECONDITION for a range, PERMISSION_DENIED when the block list says so.
@@ -126,7 +127,6 @@ pub fn prepare(engine: &Engine, download: Download, owner: Option<u32>) -> Resul
         url_redacted: redact::url(&download.url),
         tag: download.tag.clone(),
         application: download.application.clone(),
-        owner_uid: owner,
         ..NewTask::default()
     };
     let wish = Wish {
@@ -136,7 +136,7 @@ pub fn prepare(engine: &Engine, download: Download, owner: Option<u32>) -> Resul
         request: Arc::new(request),
         download: Arc::new(Download { output_path: None, ..download }),
     };
-    Ok(Prepared { key: TaskKey { kind: Kind::Standard, id }, new, wish, digest, labels })
+    Ok(Prepared { key: TaskKey { kind: Kind::Standard, id }, new, owner, wish, digest, labels })
 }
 
 /// Starts the client's stream beneath the registry.
@@ -148,11 +148,11 @@ pub fn start(
     output: Option<Output>,
 ) -> mpsc::Receiver<Result<Item, Status>> {
     let (out, items) = mpsc::channel(QUEUE);
-    let Prepared { key, new, wish, digest, labels } = prepared;
+    let Prepared { key, new, owner, wish, digest, labels } = prepared;
     let seat = engine.board.sit(format!("daemon/tasks/stream {}", key.id));
-    let engine_of_stream = Arc::clone(engine);
+    let shared = Arc::clone(engine);
     let args =
-        StreamArgs { engine: engine_of_stream, key, new, wish, telling, output, digest, out, labels, seat };
+        StreamArgs { engine: shared, key, new, owner, wish, telling, output, digest, out, labels, seat };
     engine.tasks.cast(TasksMsg::Stream(Box::new(args)));
     items
 }

@@ -6,6 +6,7 @@
 //! the supervisor, and outlives the supervisor's panic. A client that goes away, or takes nothing for too long, ends it;
 //! nobody waits for a client.
 
+mod confirm;
 mod deliver;
 mod item;
 mod join;
@@ -28,6 +29,7 @@ use crate::tasks::Wish;
 pub(crate) use deliver::part;
 pub use item::{Item, Started};
 pub use verdict::status_of;
+pub(crate) use verdict::storage;
 
 /// How long a client may take nothing before its stream is given up.
 const STALLED: Duration = Duration::from_secs(600);
@@ -54,6 +56,8 @@ pub struct StreamArgs {
     pub key: TaskKey,
     /// How the task is made if it does not exist.
     pub new: NewTask,
+    /// On whose behalf: one of the task's users as soon as they are let in. `None` is nobody this host knows.
+    pub owner: Option<u32>,
     /// What of it, and how to get it.
     pub wish: Wish,
     /// How to tell.
@@ -96,9 +100,21 @@ impl StreamArgs {
     }
 
     fn open(&self) -> Result<Arc<TaskContent>, Status> {
-        let opened =
-            tokio::task::block_in_place(|| self.engine.store.get_or_create(&self.key, self.new.clone()));
-        opened.map_err(|why| verdict::storage(&why))
+        let create = || self.engine.store.get_or_create(&self.key, self.new.clone());
+        let opened = || tokio::task::block_in_place(create).map_err(|why| storage(&why));
+        let content = opened()?;
+        if confirm::may_share(self, &content) {
+            return Ok(content);
+        }
+        // Left by a download that got nothing, from a mistyped URL for instance.
+        let delete = || self.engine.store.delete(&self.key);
+        if content.pieces().is_empty() && tokio::task::block_in_place(delete).is_ok() {
+            let content = opened()?;
+            if confirm::may_share(self, &content) {
+                return Ok(content);
+            }
+        }
+        Err(confirm::elsewhere(self))
     }
 }
 

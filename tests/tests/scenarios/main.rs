@@ -5,6 +5,7 @@ mod clients;
 mod limits;
 mod origin_faults;
 mod parents;
+mod private;
 mod schedulers;
 mod sizes;
 mod supervision;

@@ -59,7 +59,7 @@ async fn a_download_becomes_a_wish() {
     assert_eq!((bytes.start, bytes.length), (5, 5));
     assert_eq!(prepared.wish.request.headers, [("Authorization".to_owned(), "me".to_owned())]);
     assert!(prepared.wish.request.is_private() && !prepared.wish.may_use_origin);
-    assert_eq!((prepared.new.owner_uid, prepared.digest), (Some(7), None));
+    assert_eq!((prepared.new.owner_uid, prepared.owner, prepared.digest), (None, Some(7), None));
     assert_eq!(prepared.wish.download.output_path, None, "schedulers need not know local paths");
     let left = prepared.wish.deadline.unwrap().since(engine.clock.now());
     assert!((Duration::from_secs(50)..=Duration::from_secs(60)).contains(&left), "{left:?}");

@@ -8,13 +8,13 @@ use damselfly_api::common::v2::{Piece, TrafficType};
 use damselfly_api::damselfly::v1::{Receipt, ReceiptParent};
 use damselfly_core::download::Source;
 use damselfly_core::{ByteRange, Content, Geometry, PeerId, PieceSet, RangeSpec};
-use damselfly_storage::{PieceRef, Pin, TaskContent};
+use damselfly_storage::{Meta, PieceRef, Pin, TaskContent};
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::item::{Item, Started};
 use super::join::{Joined, join};
-use super::{StreamArgs, Telling, verdict};
+use super::{StreamArgs, Telling, confirm, verdict};
 use crate::metrics::Traffic;
 use crate::progress::ProgressEvent;
 use crate::task::wire;
@@ -133,7 +133,8 @@ impl Follower<'_> {
                 Err(_) => return Ok(()),
             },
         };
-        self.confirm(meta.private).await?;
+        self.confirm(&meta).await?;
+        self.own();
         let pieces = geometry.pieces_of(resolved);
         let started = Started {
             peer_id: self.membership.peer_id.clone(),
@@ -156,28 +157,12 @@ impl Follower<'_> {
     }
 
     /// A task that was fetched with request headers is shown only to those whom the origin lets in.
-    async fn confirm(&mut self, private: bool) -> Result<(), Status> {
-        if !private || self.confirmed || !self.args.engine.config.private_tasks {
-            return Ok(());
+    async fn confirm(&mut self, meta: &Meta) -> Result<(), Status> {
+        if meta.private && !self.confirmed && self.args.engine.config.private_tasks {
+            confirm::at_the_origin(self.args, meta).await?;
+            self.confirmed = true;
         }
-        let request = &self.args.wish.request;
-        let get = damselfly_source::Request {
-            headers: request.headers.clone(),
-            range: Some((0, Some(0))),
-            ..damselfly_source::Request::new(request.url.clone())
-        };
-        let _timer = self.args.engine.metrics.origin_request();
-        match self.args.engine.origin.get(&get).await {
-            Ok(_) => {
-                self.confirmed = true;
-                Ok(())
-            }
-            Err(why) => {
-                self.args.engine.metrics.origin_failed();
-                let message = format!("the origin does not confirm that you may have this content: {why}");
-                Err(verdict::backend(&message, why.status(), why.headers()))
-            }
-        }
+        Ok(())
     }
 
     /// Tells every wanted piece that storage held without this client's doing and that was not told yet.
@@ -196,8 +181,11 @@ impl Follower<'_> {
     }
 
     async fn verified(&mut self, number: u32, source: &Source, cost: Duration) -> Result<(), Status> {
-        if let Source::Origin(headers) = source {
-            self.confirmed |= *headers == self.args.wish.request.headers_id();
+        if let Source::Origin(headers) = source
+            && !self.confirmed
+        {
+            let ours = *headers == self.args.wish.request.headers_id();
+            self.confirmed = ours && confirm::is_its_url(self.args, &self.content);
         }
         self.begin(None).await?;
         self.tell(number, Some(source), cost).await
@@ -325,7 +313,6 @@ impl Follower<'_> {
         } else if self.args.telling != Telling::Silent {
             receipt.transfer = "stream".to_owned();
         }
-        self.own();
         let bytes = range.map_or(0, |range| range.length);
         let took = self.began.elapsed().as_secs_f64() * 1000.0;
         self.args.engine.metrics.download_took(&self.args.labels.r#type, bytes, took);
@@ -336,9 +323,10 @@ impl Follower<'_> {
         self.args.send(Item::Finished(receipt)).await
     }
 
-    /// Whoever was given the content is one of its users, and may delete it.
+    /// Whoever is let in is one of the task's users, and may pause or delete it. Asking for it is not enough: a stranger
+    /// whom the origin turned away must not have a say in what others fetch later.
     fn own(&self) {
-        let Some(uid) = self.args.new.owner_uid else { return };
+        let Some(uid) = self.args.owner else { return };
         if let Err(why) = tokio::task::block_in_place(|| self.content.add_owner(uid)) {
             tracing::warn!(key = %self.args.key, uid, %why, "cannot record a user of the task");
         }

@@ -8,11 +8,13 @@ use damselfly_storage::StoreError;
 use tonic::{Code, Status};
 
 /// A store's refusal.
-pub(super) fn storage(why: &StoreError) -> Status {
+pub(crate) fn storage(why: &StoreError) -> Status {
     match why {
         StoreError::NoSpace { .. } | StoreError::DiskFull { .. } => {
             Status::resource_exhausted(why.to_string())
         }
+        StoreError::Exists(_) => Status::already_exists(why.to_string()),
+        StoreError::NoHardLink { .. } => Status::failed_precondition(why.to_string()),
         _ => Status::internal(why.to_string()),
     }
 }
