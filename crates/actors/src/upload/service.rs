@@ -1,5 +1,6 @@
 //! dfdaemon.v2.DfdaemonUpload: what schedulers and other daemons ask of this host.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use damselfly_api::common::v2 as common;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::dfdaemon_upload_server::DfdaemonUpload;
 use damselfly_core::{Geometry, Kind, PieceSet, PieceSpan, TaskId, TaskKey};
+use damselfly_scheduler_client::SchedulerInfo;
 use damselfly_storage::TaskContent;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,6 +16,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::engine::{Engine, Ports};
+use crate::grpc::CallFrom;
 use crate::host::Meters;
 use crate::local::stat;
 use crate::request;
@@ -43,6 +46,16 @@ impl UploadService {
 fn key(id: &str) -> Result<TaskKey, Status> {
     let id = TaskId::parse(id).map_err(|why| Status::invalid_argument(why.to_string()))?;
     Ok(TaskKey { kind: Kind::Standard, id })
+}
+
+/// Whether a call from `address` is a scheduler's that orders by calls. Ours orders in its `Hold` and never calls, so
+/// that it runs at an address gives the others there no rights.
+fn may_order(address: IpAddr, schedulers: &[SchedulerInfo]) -> bool {
+    schedulers.iter().any(|scheduler| {
+        scheduler.healthy
+            && !scheduler.ours
+            && scheduler.address.ip().to_canonical() == address.to_canonical()
+    })
 }
 
 /// One child's SyncPieces.
@@ -175,6 +188,13 @@ impl DfdaemonUpload for UploadService {
         &self,
         request: Request<dfdaemon::DeleteTaskRequest>,
     ) -> Result<Response<()>, Status> {
+        let from = request.extensions().get::<CallFrom>().map(|from| from.0);
+        if !from.is_some_and(|from| may_order(from, &self.engine.cluster.schedulers())) {
+            return Err(Status::permission_denied(
+                "only this host's schedulers delete its tasks over the network: ask on the host itself, through the \
+                 daemon's socket",
+            ));
+        }
         let key = key(&request.into_inner().task_id)?;
         stat::delete(&self.engine, &key).await.map(Response::new)
     }
@@ -227,3 +247,6 @@ impl DfdaemonUpload for UploadService {
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
     }
 }
+
+#[cfg(test)]
+mod tests;
