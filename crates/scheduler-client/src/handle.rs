@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use damselfly_api::common::v2::{Host, Peer, Task};
 use damselfly_api::scheduler::v2::{
-    DeletePeerRequest, DeleteTaskRequest, ListHostsRequest, StatPeerRequest, StatTaskRequest,
+    DeleteHostRequest, DeletePeerRequest, DeleteTaskRequest, ListHostsRequest, StatPeerRequest,
+    StatTaskRequest,
 };
 use damselfly_core::{PeerId, TaskId};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::ClientError;
 use crate::channel::ANSWER;
@@ -72,6 +73,20 @@ impl SchedulerHandle {
         let request = DeleteTaskRequest { host_id: host_id.to_owned(), task_id: task.to_string() };
         let mut client = self.member.control_client();
         unary("DeleteTask", self.address(), client.delete_task(timed(request))).await
+    }
+
+    /// Takes this host off the scheduler's list, until it is announced the next time. A scheduler that does not know it
+    /// is content.
+    ///
+    /// # Errors
+    /// As for [`SchedulerHandle::stat_task`].
+    pub async fn delete_host(&self, host_id: &str) -> Result<(), ClientError> {
+        let mut client = self.member.control_client();
+        let request = DeleteHostRequest { host_id: host_id.to_owned() };
+        match unary("DeleteHost", self.address(), client.delete_host(timed(request))).await {
+            Err(ClientError::Status { code: Code::NotFound, .. }) => Ok(()),
+            told => told,
+        }
     }
 
     /// The scheduler's view of a peer.

@@ -20,9 +20,7 @@ mod target;
 
 pub use announce::HostProvider;
 pub use cluster::{Cluster, ClusterOptions, Departure, SchedulerInfo};
-pub use dynconfig::{
-    Action, BlockList, Blocked, Dynconfig, DynconfigError, ManagerSource, Source, Subject,
-};
+pub use dynconfig::{Action, BlockList, Blocked, Dynconfig, DynconfigError, ManagerSource, Source, Subject};
 pub use error::ClientError;
 pub use handle::SchedulerHandle;
 pub use hold::{Command, Holdings, Order, kind_from_wire, kind_to_wire};

@@ -1,21 +1,18 @@
 //! dfdaemon.v2.DfdaemonDownload: what Dragonfly's tools ask of their daemon. DownloadTask is framed by hand beside it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use damselfly_api::common::v2 as common;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::dfdaemon_download_server::DfdaemonDownload;
 use damselfly_core::{Kind, TaskId, TaskKey};
-use damselfly_scheduler_client::Departure;
+use damselfly_transport::local::Caller;
+use futures_util::future::try_join_all;
 use tonic::{Request, Response, Status};
 
 use super::{caller_of, may_change, stat};
 use crate::engine::Engine;
 use crate::metrics::Call;
-
-/// How long the schedulers may take to take note that this host goes.
-const LEAVE: Duration = Duration::from_secs(5);
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -36,6 +33,20 @@ impl DownloadService {
         let key = TaskKey { kind: Kind::Standard, id };
         may_change(&self.engine, &caller, &key)?;
         Ok(key)
+    }
+
+    /// Has the schedulers forget this host. The daemon itself does not leave: it goes on serving, and is back with its
+    /// next announcement, as Dragonfly's.
+    async fn off_the_schedulers(&self, caller: &Caller) -> Result<(), Status> {
+        let own = rustix::process::geteuid().as_raw();
+        if !caller.native || (caller.uid != 0 && caller.uid != own) {
+            return Err(Status::permission_denied(
+                "only the daemon's own user and root may take the host off the schedulers",
+            ));
+        }
+        let (host, schedulers) = (self.engine.identity.host_id.as_str(), self.engine.cluster.healthy());
+        let told = try_join_all(schedulers.iter().map(|scheduler| scheduler.delete_host(host))).await;
+        told.map(drop).map_err(|why| Status::internal(why.to_string()))
     }
 }
 
@@ -80,16 +91,34 @@ impl DfdaemonDownload for DownloadService {
 
     async fn delete_host(&self, request: Request<()>) -> Result<Response<()>, Status> {
         let caller = caller_of(&request)?;
-        let own = rustix::process::geteuid().as_raw();
-        let allowed = caller.native && (caller.uid == 0 || caller.uid == own);
-        let allowed = allowed.then_some(()).ok_or_else(|| {
-            Status::permission_denied(
-                "only the daemon's own user and root may take the host off the schedulers",
-            )
-        });
-        self.engine.metrics.called(Call::DeleteHost, &allowed);
-        allowed?;
-        self.engine.cluster.leave(Departure::ForGood, LEAVE).await;
-        Ok(Response::new(()))
+        let answer = self.off_the_schedulers(&caller).await;
+        self.engine.metrics.called(Call::DeleteHost, &answer);
+        answer.map(Response::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::daemon;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_host_off_the_schedulers_is_still_their_host() {
+        let (_home, daemon) = daemon("").await;
+        let engine = daemon.engine();
+        engine.cluster.ready().await;
+        let service = DownloadService::new(Arc::clone(engine));
+        let stranger = service.off_the_schedulers(&Caller::foreign(0, 0)).await.unwrap_err();
+        assert_eq!(stranger.code(), tonic::Code::PermissionDenied);
+        let scheduler = engine.cluster.healthy().remove(0);
+        let listed = || async { scheduler.list_hosts(None).await.unwrap().len() };
+        assert_eq!(listed().await, 1);
+        // Twice, because nobody can know whether it was done before.
+        for _ in 0..2 {
+            service.off_the_schedulers(&Caller::this_process()).await.unwrap();
+            assert_eq!(listed().await, 0);
+        }
+        assert!(!engine.cluster.members().is_empty(), "it does not leave for good");
+        daemon.kill().await;
     }
 }
