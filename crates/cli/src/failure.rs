@@ -33,7 +33,8 @@ impl Reason {
             Code::DeadlineExceeded => Some(Reason::Timeout),
             // What tonic's own deadline becomes, here or at the daemon.
             Code::Cancelled if says(&["timeout expired"]) => Some(Reason::Timeout),
-            Code::PermissionDenied if says(&["descriptor or stream"]) => Some(Reason::Path),
+            // The daemon names the option that helps.
+            Code::PermissionDenied if says(&["--transfer-from-dfdaemon"]) => Some(Reason::Path),
             _ if says(&["digest mismatch"]) => Some(Reason::Digest),
             _ if says(&["no space left", "disk is full", "quota exceeded"]) => Some(Reason::NoSpace),
             _ => None,

@@ -196,7 +196,7 @@ async fn failures_have_their_codes() {
 async fn a_daemon_that_may_not_write_sends_the_content() {
     let refusal = || {
         vec![Step::Fail(Status::permission_denied(
-            "another mount namespace: transfer by descriptor or stream",
+            "another mount namespace: stream it (--transfer-from-dfdaemon)",
         ))]
     };
     let downloads = Mutex::new([refusal(), whole(CONTENT, 4)].into());

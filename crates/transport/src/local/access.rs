@@ -27,8 +27,8 @@ const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 pub enum PathError {
     /// The caller sees other files than the daemon.
     #[error(
-        "the daemon does not see {0} as you do (another mount namespace or root): transfer by descriptor or stream \
-         (--transfer fd, or --transfer-from-dfdaemon), or list a directory above it in download.server.pathRoots"
+        "the daemon does not see {0} as you do (another mount namespace or root): stream it \
+         (--transfer-from-dfdaemon), or list a directory above it in download.server.pathRoots"
     )]
     Foreign(PathBuf),
     /// Not absolute, or without a file name.
@@ -64,7 +64,7 @@ pub enum PathError {
     Exists(PathBuf),
     /// A kernel before 5.6, or a filter against openat2.
     #[error(
-        "this kernel has no openat2, so the daemon opens no paths: transfer by descriptor or stream instead"
+        "this kernel has no openat2, so the daemon opens no paths: stream it instead (--transfer-from-dfdaemon)"
     )]
     Unsupported,
     /// The daemon cannot act for this caller.
