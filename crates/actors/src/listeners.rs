@@ -189,9 +189,10 @@ pub fn metrics(
         let (engine, counters) = (Arc::clone(&shared), Arc::clone(&counters));
         async move {
             let usage = engine.store.usage();
-            let text = engine.metrics.render((usage.total, usage.used), counters.figures());
+            let (disk, uploading) = ((usage.total, usage.used), engine.uploads.in_flight());
+            let text = engine.metrics.render(disk, counters.figures(), uploading);
             let text = text.map_err(|why| (StatusCode::INTERNAL_SERVER_ERROR, why.to_string()))?;
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
             Ok::<_, (StatusCode, String)>(([(header::CONTENT_TYPE, kind)], text))
         }
     };

@@ -2,17 +2,35 @@
 
 use std::collections::HashMap;
 
-use damselfly_core::{PeerId, TaskKey};
+use damselfly_core::{PeerId, PieceSet, TaskKey};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::task::TaskView;
 
+/// What a running task means to fetch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Nothing, until its user resumes it.
+    pub paused: bool,
+    /// The pieces that its clients want, held ones included; `None` until the geometry is known.
+    pub wanted: Option<PieceSet>,
+}
+
+impl Plan {
+    /// Whether `piece` may be about to come.
+    #[must_use]
+    pub fn covers(&self, piece: u32) -> bool {
+        !self.paused && self.wanted.as_ref().is_none_or(|wanted| wanted.contains(piece))
+    }
+}
+
 #[derive(Debug)]
 struct Running {
     peer: PeerId,
     view: TaskView,
+    plan: watch::Sender<Plan>,
     over: CancellationToken,
 }
 
@@ -27,8 +45,12 @@ pub struct Live {
 impl Live {
     /// A supervisor starts, as `peer`.
     pub fn insert(&self, key: &TaskKey, peer: &PeerId) {
-        let running =
-            Running { peer: peer.clone(), view: TaskView::default(), over: CancellationToken::new() };
+        let running = Running {
+            peer: peer.clone(),
+            view: TaskView::default(),
+            plan: watch::Sender::default(),
+            over: CancellationToken::new(),
+        };
         let mut all = self.all.write();
         if let Some(former) = all.insert(key.clone(), running) {
             former.over.cancel();
@@ -61,6 +83,25 @@ impl Live {
         if let Some(running) = self.all.write().get_mut(key).filter(|running| running.peer == *peer) {
             running.view = view;
         }
+    }
+
+    /// Says what the supervisor means to fetch, to those who wait for a piece of it.
+    pub fn plan(&self, key: &TaskKey, peer: &PeerId, paused: bool, wanted: Option<&PieceSet>) {
+        if let Some(running) = self.all.read().get(key).filter(|running| running.peer == *peer) {
+            running.plan.send_if_modified(|plan| {
+                let news = plan.paused != paused || plan.wanted.as_ref() != wanted;
+                if news {
+                    *plan = Plan { paused, wanted: wanted.cloned() };
+                }
+                news
+            });
+        }
+    }
+
+    /// Follows what the supervisor of `key` means to fetch; ends with it. `None` when none lives.
+    #[must_use]
+    pub fn follow_plan(&self, key: &TaskKey) -> Option<watch::Receiver<Plan>> {
+        self.all.read().get(key).map(|running| running.plan.subscribe())
     }
 
     /// What the supervisor of `key` shows, if one lives.

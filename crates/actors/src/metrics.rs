@@ -2,6 +2,7 @@
 //!
 //! One registry per daemon, passed around: many daemons fit in one process.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use damselfly_transport::tcp::UploadFigures;
@@ -14,17 +15,20 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
-/// Labels of download metrics.
+/// How many sets of labels are told apart: callers choose tag and application, and every set is a series for good. What
+/// comes later is counted without either.
+const LABEL_SETS: usize = 256;
+
+/// How much of a tag or an application is shown, in characters.
+const LABEL_LENGTH: usize = 64;
+
+/// Labels of download metrics; see [`Metrics::labels`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TaskLabels {
-    /// The task type's number.
-    pub r#type: String,
-    /// The tag.
-    pub tag: String,
-    /// The application.
-    pub app: String,
-    /// The priority's number.
-    pub priority: String,
+    r#type: String,
+    pub(crate) tag: String,
+    pub(crate) app: String,
+    priority: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -73,7 +77,12 @@ impl Traffic {
     }
 }
 
-const ORIGIN: OriginLabels = OriginLabels { scheme: "http", method: "GET" };
+impl OriginLabels {
+    /// Origins are asked over HTTP or HTTPS, and by GET only.
+    fn of(scheme: &str) -> Self {
+        Self { scheme: if scheme == "https" { "https" } else { "http" }, method: "GET" }
+    }
+}
 
 /// Calls that are counted, beside downloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,14 +101,14 @@ pub enum Call {
     DeleteHost,
 }
 
-/// With the names of their counters: how many, and how many failed.
-const CALLS: [(Call, &str, &str); 6] = [
+/// With the names of their counters: how many, and how many failed. [`Call::DeleteHost`] is no matter of a task, so it
+/// has no type and is counted apart.
+const CALLS: [(Call, &str, &str); 5] = [
     (Call::StatTask, "stat_task", "stat_task_failure"),
     (Call::StatLocalTask, "stat_local_task", "stat_local_task_failure"),
     (Call::ListLocalTasks, "list_local_tasks", "list_tasks_failure"),
     (Call::DeleteTask, "delete_task", "delete_task_failure"),
     (Call::DeleteLocalTask, "delete_local_task", "delete_local_task_failure"),
-    (Call::DeleteHost, "delete_host", "delete_host_failure"),
 ];
 
 /// Standard tasks.
@@ -130,8 +139,11 @@ pub struct Metrics {
     origin_duration: Family<OriginLabels, Histogram>,
     /// How many of each kind, and how many of them failed.
     calls: Vec<(Call, ByType, ByType)>,
-    /// Downloads that the block list refused.
-    pub blocked: Counters,
+    hosts_deleted: Counter,
+    host_deletions_failed: Counter,
+    blocked: ByType,
+    /// The sets of labels in use.
+    labels: Mutex<HashSet<TaskLabels>>,
     disk_total: Gauge,
     disk_used: Gauge,
 }
@@ -159,7 +171,10 @@ impl Metrics {
             origin_failures: Family::default(),
             origin_duration: Family::new_with_constructor(histogram),
             calls: CALLS.iter().map(|(call, ..)| (*call, Family::default(), Family::default())).collect(),
+            hosts_deleted: Counter::default(),
+            host_deletions_failed: Counter::default(),
             blocked: Family::default(),
+            labels: Mutex::default(),
             disk_total: Gauge::default(),
             disk_used: Gauge::default(),
         };
@@ -191,7 +206,11 @@ impl Metrics {
             self.traffic.clone(),
         );
         registry.register("upload_traffic", "Bytes of pieces sent", self.uploaded.clone());
-        registry.register("concurrent_upload_piece_total", "Connections to children", self.uploading.clone());
+        registry.register(
+            "concurrent_upload_piece_total",
+            "Pieces on their way to children",
+            self.uploading.clone(),
+        );
         registry.register("backend_request", "Requests to origins", self.origin_requests.clone());
         registry.register(
             "backend_request_failure",
@@ -207,6 +226,12 @@ impl Metrics {
             registry.register(*name, "Calls of this kind", total.clone());
             registry.register(*failures, "Such calls that failed", failed.clone());
         }
+        registry.register("delete_host", "Departures asked for", self.hosts_deleted.clone());
+        registry.register(
+            "delete_host_failure",
+            "Departures that failed",
+            self.host_deletions_failed.clone(),
+        );
         registry.register("download_task_blocked", "Downloads the block list refused", self.blocked.clone());
         registry.register("disk_space_total", "Bytes the store may take", self.disk_total.clone());
         registry.register("disk_usage_space_total", "Bytes the store takes", self.disk_used.clone());
@@ -217,21 +242,44 @@ impl Metrics {
         self.traffic.get_or_create(&from.label()).inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// An origin request begins; dropping the result records how long its answer took to begin.
+    /// The labels of a standard task's download. Whatever callers say, they are few and short.
     #[must_use]
-    pub fn origin_request(&self) -> OriginTimer<'_> {
-        self.origin_requests.get_or_create(&ORIGIN).inc();
-        OriginTimer { metrics: self, since: Instant::now() }
+    pub fn labels(&self, tag: &str, app: &str, priority: i32) -> TaskLabels {
+        let short = |text: &str| text.chars().take(LABEL_LENGTH).collect();
+        // Dragonfly has the priorities 0 to 6.
+        let priority = if (0..=6).contains(&priority) { priority.to_string() } else { "unknown".to_owned() };
+        let labels =
+            TaskLabels { r#type: STANDARD.r#type.to_owned(), tag: short(tag), app: short(app), priority };
+        let mut known = self.labels.lock();
+        if known.len() < LABEL_SETS || known.contains(&labels) {
+            known.insert(labels.clone());
+            return labels;
+        }
+        TaskLabels { tag: String::new(), app: String::new(), ..labels }
     }
 
-    /// An origin request failed.
-    pub fn origin_failed(&self) {
-        self.origin_failures.get_or_create(&ORIGIN).inc();
+    /// The block list refused a download.
+    pub fn blocked(&self) {
+        self.blocked.get_or_create(&STANDARD).inc();
+    }
+
+    /// A request to an origin of this URL scheme begins; dropping the result records how long its answer took to begin.
+    #[must_use]
+    pub fn origin_request(&self, scheme: &str) -> OriginTimer<'_> {
+        let labels = OriginLabels::of(scheme);
+        self.origin_requests.get_or_create(&labels).inc();
+        OriginTimer { metrics: self, labels, since: Instant::now() }
     }
 
     /// A call was answered.
     pub fn called<T, E>(&self, call: Call, answer: &Result<T, E>) {
-        let Some((_, total, failed)) = self.calls.iter().find(|(known, ..)| *known == call) else { return };
+        let Some((_, total, failed)) = self.calls.iter().find(|(known, ..)| *known == call) else {
+            self.hosts_deleted.inc();
+            if answer.is_err() {
+                self.host_deletions_failed.inc();
+            }
+            return;
+        };
         total.get_or_create(&STANDARD).inc();
         if answer.is_err() {
             failed.get_or_create(&STANDARD).inc();
@@ -240,8 +288,11 @@ impl Metrics {
 
     /// Has everything that only grows begin at zero again. What shows the present stays.
     pub fn reset(&self, upload: UploadFigures) {
-        for counters in [&self.downloads, &self.download_failures, &self.blocked] {
-            counters.clear();
+        self.downloads.clear();
+        self.download_failures.clear();
+        self.blocked.clear();
+        for counter in [&self.hosts_deleted, &self.host_deletions_failed] {
+            counter.inner().store(0, Ordering::Relaxed);
         }
         for (_, total, failed) in &self.calls {
             total.clear();
@@ -256,26 +307,48 @@ impl Metrics {
     }
 
     /// A download of `bytes` took `milliseconds`.
-    pub fn download_took(&self, task_type: &str, bytes: u64, milliseconds: f64) {
-        let labels = SizeLabels { task_type: task_type.to_owned(), task_size_level: size_level(bytes) };
+    pub fn download_took(&self, labels: &TaskLabels, bytes: u64, milliseconds: f64) {
+        let labels = SizeLabels { task_type: labels.r#type.clone(), task_size_level: size_level(bytes) };
         self.download_duration.get_or_create(&labels).observe(milliseconds);
     }
 
-    /// The text that `/metrics` answers with.
+    /// The text that `/metrics` answers with, in Prometheus' own format. `uploading` pieces are on their way to children.
     ///
     /// # Errors
     /// Never in practice: formatting into a string.
-    pub fn render(&self, disk: (u64, u64), upload: UploadFigures) -> Result<String, std::fmt::Error> {
+    pub fn render(
+        &self,
+        disk: (u64, u64),
+        upload: UploadFigures,
+        uploading: u64,
+    ) -> Result<String, std::fmt::Error> {
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         self.disk_total.set(signed(disk.0));
         self.disk_used.set(signed(disk.1));
         let before = self.uploaded_before.load(Ordering::Relaxed);
         self.uploaded.set(signed(upload.bytes.saturating_sub(before)));
-        self.uploading.set(signed(upload.connections));
+        self.uploading.set(signed(uploading));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry.lock())?;
-        Ok(text)
+        Ok(plain(&text))
     }
+}
+
+/// OpenMetrics text as Prometheus' own: there a counter's family is called as its samples are, and nothing marks the end.
+fn plain(open_metrics: &str) -> String {
+    let mut plain = String::with_capacity(open_metrics.len());
+    let mut lines = open_metrics.lines().filter(|line| *line != "# EOF").peekable();
+    while let Some(line) = lines.next() {
+        let kind = if line.starts_with("# HELP ") { lines.peek().copied() } else { Some(line) };
+        let counts = kind.is_some_and(|kind| kind.starts_with("# TYPE ") && kind.ends_with(" counter"));
+        match line.splitn(4, ' ').collect::<Vec<_>>()[..] {
+            ["#", what, name, rest] if counts => {
+                plain.extend(["# ", what, " ", name, "_total ", rest, "\n"]);
+            }
+            _ => plain.extend([line, "\n"]),
+        }
+    }
+    plain
 }
 
 impl Default for Metrics {
@@ -288,13 +361,21 @@ impl Default for Metrics {
 #[derive(Debug)]
 pub struct OriginTimer<'a> {
     metrics: &'a Metrics,
+    labels: OriginLabels,
     since: Instant,
+}
+
+impl OriginTimer<'_> {
+    /// The request failed.
+    pub fn failed(&self) {
+        self.metrics.origin_failures.get_or_create(&self.labels).inc();
+    }
 }
 
 impl Drop for OriginTimer<'_> {
     fn drop(&mut self) {
         let took = self.since.elapsed().as_secs_f64() * 1000.0;
-        self.metrics.origin_duration.get_or_create(&ORIGIN).observe(took);
+        self.metrics.origin_duration.get_or_create(&self.labels).observe(took);
     }
 }
 
@@ -314,70 +395,4 @@ fn size_level(bytes: u64) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn size_levels_are_dragonflys() {
-        let mib = 1u64 << 20;
-        for (bytes, level) in [
-            (0, 0),
-            (1, 1),
-            (mib, 2),
-            (4 * mib, 3),
-            (8 * mib, 4),
-            (512 * mib, 10),
-            (1 << 30, 11),
-            (4 << 30, 12),
-            (512 << 30, 19),
-            (1 << 40, 20),
-        ] {
-            assert_eq!(size_level(bytes), level, "{bytes}");
-        }
-    }
-
-    #[test]
-    fn a_reset_counts_from_zero_and_keeps_the_present() {
-        let (metrics, labels) = (Metrics::new(), TaskLabels::default());
-        metrics.downloads.get_or_create(&labels).inc();
-        metrics.downloading.get_or_create(&labels).inc();
-        metrics.called(Call::DeleteHost, &Ok::<(), ()>(()));
-        metrics.called(Call::StatLocalTask, &Err::<(), ()>(()));
-        let sent = |bytes| UploadFigures { bytes, connections: 1, ..UploadFigures::default() };
-        let before = metrics.render((1, 1), sent(10)).unwrap();
-        for line in [
-            "dragonfly_client_upload_traffic 10",
-            "dragonfly_client_delete_host_total{type=\"0\"} 1",
-            "dragonfly_client_stat_local_task_failure_total{type=\"0\"} 1",
-        ] {
-            assert!(before.contains(line), "{line} is missing in\n{before}");
-        }
-        metrics.reset(sent(10));
-        let after = metrics.render((1, 1), sent(15)).unwrap();
-        for line in ["dragonfly_client_upload_traffic 5", "dragonfly_client_concurrent_download_task_total{"]
-        {
-            assert!(after.contains(line), "{line} is missing in\n{after}");
-        }
-        for name in ["download_task_total{", "delete_host_total{", "stat_local_task_failure_total{"] {
-            assert!(!after.contains(&format!("dragonfly_client_{name}")), "{name} is still in\n{after}");
-        }
-    }
-
-    #[test]
-    fn names_are_dragonflys() {
-        let metrics = Metrics::new();
-        metrics.downloads.get_or_create(&TaskLabels::default()).inc();
-        metrics.downloaded(Traffic::Origin, 5);
-        drop(metrics.origin_request());
-        let text = metrics.render((10, 2), UploadFigures::default()).unwrap();
-        for name in [
-            "dragonfly_client_download_task_total{",
-            "dragonfly_client_download_traffic{type=\"BACK_TO_SOURCE\"} 5",
-            "dragonfly_client_backend_request_total{scheme=\"http\",method=\"GET\"} 1",
-            "dragonfly_client_disk_usage_space_total 2",
-            "dragonfly_client_version{",
-        ] {
-            assert!(text.contains(name), "{name} is missing in\n{text}");
-        }
-    }
-}
+mod tests;

@@ -111,16 +111,12 @@ pub fn prepare(engine: &Engine, download: Download, owner: Option<u32>) -> Resul
         return Err(invalid("piece_length is 0: leave it out to have it derived, or give at least 4 MiB"));
     }
     let id = task_id(&download).map_err(invalid)?;
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let labels = TaskLabels {
-        r#type: "0".to_owned(),
-        tag: text(&download.tag),
-        app: text(&download.application),
-        priority: download.priority.to_string(),
-    };
-    engine.check_blocked(&download).inspect_err(|_| {
-        engine.metrics.blocked.get_or_create(&labels).inc();
-    })?;
+    let labels = engine.metrics.labels(
+        download.tag.as_deref().unwrap_or_default(),
+        download.application.as_deref().unwrap_or_default(),
+        download.priority,
+    );
+    engine.check_blocked(&download).inspect_err(|_| engine.metrics.blocked())?;
     let timeout = wire::duration_from(download.timeout).filter(|timeout| !timeout.is_zero());
     let request = OriginRequest { url, headers, piece_length: download.piece_length };
     let new = NewTask {

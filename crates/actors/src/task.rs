@@ -41,7 +41,7 @@ use tracing::Instrument;
 use crate::engine::Engine;
 use crate::kit::{Seat, Timer, cell_of};
 use crate::progress::Progress;
-use fetch::{FetchState, Report, failure};
+use fetch::{FetchState, Lore, Report, failure};
 use request::OriginRequest;
 use session::SessionMsg;
 pub use status::{ParentView, TaskView};
@@ -149,6 +149,8 @@ pub struct TaskState {
     watches: HashMap<PeerId, ActorRef<()>>,
     kids: HashMap<ActorId, Kid>,
     attempts: HashMap<AttemptId, Running>,
+    lore: Arc<Lore>,
+    standstill: status::Standstill,
     parents: HashMap<PeerId, Parent>,
     requests: HashMap<HeadersId, Arc<OriginRequest>>,
     download: Arc<DownloadProto>,
@@ -213,6 +215,8 @@ impl TaskState {
             watches: HashMap::new(),
             kids: HashMap::new(),
             attempts: HashMap::new(),
+            lore: Arc::default(),
+            standstill: status::Standstill::default(),
             parents: HashMap::new(),
             requests: HashMap::new(),
             download: Arc::default(),

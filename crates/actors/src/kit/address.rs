@@ -61,7 +61,7 @@ impl<M: Message> Address<M> {
         }
     }
 
-    /// Asks and waits for the answer. Only downwards in the tree, so that no two actors wait for each other.
+    /// Asks and waits for the answer. Only for leaves, whom nobody asks, so that no two actors wait for each other.
     ///
     /// # Errors
     /// When nobody is there, or no answer came within `deadline`.

@@ -315,7 +315,7 @@ impl Follower<'_> {
         }
         let bytes = range.map_or(0, |range| range.length);
         let took = self.began.elapsed().as_secs_f64() * 1000.0;
-        self.args.engine.metrics.download_took(&self.args.labels.r#type, bytes, took);
+        self.args.engine.metrics.download_took(&self.args.labels, bytes, took);
         self.args.engine.receipts.put(self.membership.peer_id.to_string(), receipt.clone());
         if self.args.telling == Telling::Silent {
             return Ok(());

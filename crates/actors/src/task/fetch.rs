@@ -18,14 +18,18 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use self::lore::Patience;
 use super::TaskMsg;
 use super::request::OriginRequest;
 use super::wire::Parent;
 use crate::engine::Engine;
 use crate::kit::Seat;
 
+mod lore;
 mod origin;
 mod peer;
+
+pub use lore::Lore;
 
 /// What a fetch has done so far.
 #[derive(Debug, Default)]
@@ -93,6 +97,8 @@ pub struct FetchArgs {
     pub attempt: AttemptId,
     /// What to do.
     pub job: Job,
+    /// What attempts of this run have found out.
+    pub lore: Arc<Lore>,
     /// Where to report.
     pub report: Arc<Report>,
     /// Whom to nudge.
@@ -138,6 +144,12 @@ impl FetchArgs {
             }
             (Err(why), _) => Err(storage_failure(&why)),
         }
+    }
+
+    /// How long the source may take for the piece.
+    fn patience(&self, piece: u32) -> Patience<'_> {
+        let limit = self.engine.config.download.piece_timeout;
+        self.lore.patience(self.content.meta().generation, piece, limit)
     }
 
     /// Runs `future` unless the attempt is cancelled first.
@@ -251,3 +263,6 @@ impl Actor for PieceFetch {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,6 +197,7 @@ impl TaskState {
             content: Arc::clone(&self.args.content),
             attempt,
             job,
+            lore: Arc::clone(&self.lore),
             report: Arc::clone(&report),
             supervisor: myself.clone(),
             cancel: cancel.clone(),

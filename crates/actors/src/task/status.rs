@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use damselfly_core::PeerId;
+use damselfly_core::{PeerId, Tick};
 use tokio::time::Instant;
 
 use super::TaskState;
@@ -52,7 +52,32 @@ pub struct TaskView {
 /// How often the missing pieces are counted while the task moves: that costs a look at every piece.
 const COUNT_EVERY: Duration = Duration::from_millis(50);
 
+/// How long a task stands still before the log says so, and why. Before, it only waits for an answer.
+const STANDSTILL: Duration = Duration::from_secs(1);
+
+/// The standstill that the log tells of.
+#[derive(Debug, Default)]
+pub(super) struct Standstill(Option<Tick>);
+
+impl Standstill {
+    /// Whether the one that began at `since` is to be told: once, as soon as it has lasted.
+    fn is_news(&mut self, since: Option<Tick>, now: Tick) -> bool {
+        let told = since.filter(|since| now.since(*since) >= STANDSTILL);
+        let news = told.is_some() && self.0 != told;
+        self.0 = told;
+        news
+    }
+}
+
 impl TaskState {
+    /// Says what a task waits for that does not get on.
+    fn explain(&mut self) {
+        let (since, now) = (self.machine.stands_still_since(), self.engine().clock.now());
+        if self.standstill.is_news(since, now) {
+            tracing::warn!(situation = self.machine.situation(), "task does not get on");
+        }
+    }
+
     /// Wanted pieces that are not held. A little old while attempts run, because then more news comes soon.
     fn missing(&mut self) -> u32 {
         let now = Instant::now();
@@ -70,6 +95,7 @@ impl TaskState {
     }
 
     pub(super) fn publish(&mut self) {
+        self.explain();
         let wanted = self.missing();
         let parents = self.machine.parents().map(|parent| {
             let known = self.parents.get(&parent.id);
@@ -98,6 +124,26 @@ impl TaskState {
             local_bytes: self.tally.local,
         };
         self.seat.show(format!("{}, {} pieces missing, {} fetches", view.state, view.wanted, view.fetches));
+        let machine = &self.machine;
+        let wanted = machine.geometry().is_some().then(|| machine.wanted());
+        self.engine().live.plan(&self.key, &self.args.peer_id, machine.is_paused(), wanted);
         self.engine().live.show(&self.key, &self.args.peer_id, view);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_standstill_is_told_once_after_it_has_lasted() {
+        let at = |milliseconds| Tick::default() + Duration::from_millis(milliseconds);
+        let mut standstill = Standstill::default();
+        let mut told = |since: Option<u64>, now| standstill.is_news(since.map(at), at(now));
+        assert!(!told(None, 0) && !told(Some(0), 999));
+        assert!(told(Some(0), 1000) && !told(Some(0), 5000), "once");
+        assert!(!told(None, 5100) && !told(Some(5200), 5300));
+        assert!(told(Some(5200), 9000), "another one");
+        assert!(!told(Some(9500), 9600) && told(Some(9500), 10_500));
     }
 }

@@ -8,7 +8,7 @@ use damselfly_transport::tcp::{PieceProvider, ProviderError, Served, ServedFutur
 
 use crate::engine::Engine;
 
-/// Serves what the store holds, and waits for what is being fetched.
+/// Serves what the store holds, and waits for what a running task means to fetch.
 #[derive(Clone, Debug)]
 pub struct Provider(pub Arc<Engine>);
 
@@ -42,8 +42,9 @@ impl PieceProvider for Provider {
                         guard: Box::new((found, engine.uploads.begin(&key))),
                     }));
                 }
-                let Some(over) = engine.live.until_over(&key) else {
-                    // The supervisor may have stored it and ended since the look.
+                let plan = engine.live.follow_plan(&key);
+                let Some(mut plan) = plan.filter(|plan| plan.borrow().covers(piece)) else {
+                    // The supervisor may have stored it, and lost interest or ended, since the look.
                     if content.has(piece) {
                         continue;
                     }
@@ -51,10 +52,8 @@ impl PieceProvider for Provider {
                 };
                 tokio::select! {
                     changed = changes.changed() => if changed.is_err() { return Ok(None) },
-                    () = over.cancelled() => {
-                        // What the supervisor stored last may have come between the look and its end.
-                        if !content.has(piece) { return Ok(None) }
-                    }
+                    // Another plan, or with the supervisor's end none: looked at above.
+                    _ = plan.changed() => {}
                 }
             }
         })

@@ -187,6 +187,22 @@ async fn a_piece_that_is_being_fetched_is_waited_for() {
     assert!(tokio::time::timeout(SOON, comes).await.unwrap().unwrap());
     engine.live.remove(&key, &"p".into());
     assert!(!tokio::time::timeout(SOON, never).await.unwrap().unwrap());
+
+    // What a task that runs does not mean to fetch is not waited for.
+    engine.live.insert(&key, &"p".into());
+    let (mut wanted, peer) = (damselfly_core::PieceSet::full(3), "p".into());
+    let paused = waiting(2);
+    tokio::task::yield_now().await;
+    engine.live.plan(&key, &peer, true, Some(&wanted));
+    assert!(!tokio::time::timeout(SOON, paused).await.unwrap().unwrap());
+    engine.live.plan(&key, &peer, false, Some(&wanted));
+    let unwanted = waiting(2);
+    tokio::task::yield_now().await;
+    wanted.remove(2);
+    engine.live.plan(&key, &peer, false, Some(&wanted));
+    assert!(!tokio::time::timeout(SOON, unwanted).await.unwrap().unwrap());
+    assert!(!tokio::time::timeout(SOON, waiting(2)).await.unwrap().unwrap());
+    assert!(tokio::time::timeout(SOON, waiting(1)).await.unwrap().unwrap(), "what is held is served");
     let absent = crate::testing::key('b');
     assert!(provider.piece(absent.kind, &absent.id, 0).await.unwrap().is_none());
     daemon.kill().await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use damselfly_core::download::{Failure, FailureKind, FromAttempt, Learned, Validator};
 use damselfly_core::{Crc, Geometry, PieceSet, PieceSpan};
-use damselfly_source::{Request, Response};
+use damselfly_source::{Request, Response, SourceError};
 use damselfly_storage::{Facts, PieceSlot};
 use tokio::time::Instant;
 
@@ -74,7 +74,8 @@ pub(super) async fn stream(
     request: &Arc<OriginRequest>,
     expect: &Validator,
 ) -> Result<(), Failure> {
-    let response = get(args, request, None, Some(expect), None).await?;
+    let length = args.content.meta().geometry.map(|geometry| geometry.content_length());
+    let response = get(args, request, None, Some(expect), length).await?;
     let learned = learn(args, request, &response)?;
     match geometry_of(&learned)? {
         None => units(args, request, response).await,
@@ -96,9 +97,9 @@ async fn get(
         expect_length,
         ..Request::new(request.url.clone())
     };
-    let _timer = args.engine.metrics.origin_request();
+    let asking = args.engine.metrics.origin_request(request.url.scheme());
     args.or_cancelled(args.engine.origin.get(&request)).await?.map_err(|why| {
-        args.engine.metrics.origin_failed();
+        asking.failed();
         why.into_failure()
     })
 }
@@ -139,11 +140,15 @@ fn geometry_of(learned: &Learned) -> Result<Option<Geometry>, Failure> {
 }
 
 async fn next(args: &FetchArgs, response: &mut Response) -> Result<Option<Bytes>, Failure> {
-    let Some(chunk) =
-        args.or_cancelled(response.chunk()).await?.map_err(damselfly_source::SourceError::into_failure)?
-    else {
-        return Ok(None);
-    };
+    taken(args, args.or_cancelled(response.chunk()).await?).await
+}
+
+/// Charges a chunk against the limits.
+async fn taken(
+    args: &FetchArgs,
+    chunk: Result<Option<Bytes>, SourceError>,
+) -> Result<Option<Bytes>, Failure> {
+    let Some(chunk) = chunk.map_err(SourceError::into_failure)? else { return Ok(None) };
     let length = chunk.len() as u64;
     args.or_cancelled(args.limit.acquire(length)).await?;
     args.or_cancelled(args.engine.limits.download.acquire(length)).await?;
@@ -264,8 +269,10 @@ impl PieceWriter {
 
     /// Takes the body, and no byte past the piece.
     async fn fill(&mut self, args: &FetchArgs, mut response: Response) -> Result<(), Failure> {
+        let mut patience = args.patience(self.span.number);
         while self.done < self.span.length {
-            let Some(mut chunk) = next(args, &mut response).await? else { break };
+            let chunk = args.or_cancelled(patience.wait(response.chunk())).await??;
+            let Some(mut chunk) = taken(args, chunk).await? else { break };
             chunk.truncate(usize::try_from(self.span.length - self.done).unwrap_or(usize::MAX));
             self.write(&chunk)?;
         }

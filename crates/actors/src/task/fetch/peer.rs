@@ -37,9 +37,10 @@ pub(super) async fn fetch(
     let mut buffer = args.or_cancelled(args.engine.buffers.acquire()).await?;
     let mut crc = crc32fast::Hasher::new();
     let mut done = 0;
+    let mut patience = args.patience(span.number);
     while done < span.length {
-        let read =
-            args.or_cancelled(body.fill(&mut buffer)).await?.map_err(|why| fetch_failure(address, &why))?;
+        let read = args.or_cancelled(patience.wait(body.fill(&mut buffer))).await??;
+        let read = read.map_err(|why| fetch_failure(address, &why))?;
         let bytes = &buffer[..read];
         args.or_cancelled(args.limit.acquire(read as u64)).await?;
         args.or_cancelled(args.engine.limits.download.acquire(read as u64)).await?;
@@ -50,17 +51,38 @@ pub(super) async fn fetch(
     }
     body.finish().map_err(|why| fetch_failure(address, &why))?;
     let crc = Crc(crc.finalize());
-    if let Some(expected) = ledger.or(promised).filter(|expected| *expected != crc) {
-        let message = format!(
-            "parent {address} sent wrong bytes for piece {}: expected {expected}, got {crc}",
-            span.number
-        );
-        return Err(failure(FailureKind::Wrong, message));
-    }
+    check(args, span.number, address, ledger.or(promised), crc)?;
     tokio::task::block_in_place(|| slot.commit(crc)).map_err(|why| storage_failure(&why))?;
     args.engine.metrics.downloaded(crate::metrics::Traffic::Remote, span.length);
     args.stored(span.number, crc, started.elapsed());
     Ok(())
+}
+
+/// Compares a copy with what it must be. One that neither the ledger nor its sender vouches for counts only once another
+/// parent has sent the same: until then its sender does not have the piece, and others are asked.
+fn check(
+    args: &FetchArgs,
+    piece: u32,
+    address: SocketAddr,
+    expected: Option<Crc>,
+    crc: Crc,
+) -> Result<(), Failure> {
+    match expected {
+        Some(expected) if expected == crc => Ok(()),
+        Some(expected) => {
+            let message = format!(
+                "parent {address} sent wrong bytes for piece {piece}: expected {expected}, got {crc}"
+            );
+            Err(failure(FailureKind::Wrong, message))
+        }
+        None if args.lore.confirms(args.content.meta().generation, piece, address, crc) => Ok(()),
+        None => {
+            let message = format!(
+                "parent {address} sent piece {piece} without a digest, and nobody else has confirmed it"
+            );
+            Err(failure(FailureKind::Missing, message))
+        }
+    }
 }
 
 async fn lane(args: &FetchArgs, address: SocketAddr, ours: bool) -> Result<Lent, Failure> {
