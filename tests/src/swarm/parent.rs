@@ -34,6 +34,10 @@ pub enum Vice {
     WrongByte,
     /// One byte of every piece is wrong, and the digest agrees with it.
     FalseWitness,
+    /// The digest is left out.
+    Mute,
+    /// One byte of every piece is wrong, and the digest is left out.
+    MuteWrongByte,
     /// Every piece is one byte too short.
     Short,
     /// Every piece is one byte too long.
@@ -84,6 +88,11 @@ impl Liar {
             Vice::FalseWitness => {
                 bytes[0] ^= 1;
                 digest = crc(&bytes);
+            }
+            Vice::Mute => digest.clear(),
+            Vice::MuteWrongByte => {
+                bytes[0] ^= 1;
+                digest.clear();
             }
             Vice::Short => drop(bytes.pop()),
             Vice::Long => bytes.push(0),

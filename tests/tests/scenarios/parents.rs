@@ -10,7 +10,7 @@ use crate::PIECE;
 /// Whether the running task of `host` has banned a parent; none is banned without wrong content.
 struct Scene {
     origin: OriginServer,
-    _scheduler: TestScheduler,
+    scheduler: TestScheduler,
     swarm: Swarm,
     blob: Blob,
     parent: FakeParent,
@@ -25,7 +25,7 @@ impl Scene {
         let blob = origin.blob(pieces * PIECE - 5, seed);
         let task = task_of(&download(&blob.url));
         let parent = FakeParent::start(scheduler.addr(), &task, blob.pattern, vice).await.unwrap();
-        Self { origin, _scheduler: scheduler, swarm, blob, parent }
+        Self { origin, scheduler, swarm, blob, parent }
     }
 
     fn host(&self) -> &Host {
@@ -136,6 +136,29 @@ async fn a_false_witness_is_found_out_by_the_ledger() {
     let receipt = swarm.hosts[1].receipt(&told).await.unwrap();
     assert_eq!((receipt.origin_bytes, receipt.peer_bytes), (blob.pattern.length, 0));
     swarm.hosts[1].stop().await;
+}
+
+/// Nobody vouches for what it sends: not the ledger, which knows nothing yet, and not itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_without_a_digest_are_not_kept() {
+    let mut scene = Scene::new(3, 16, Vice::MuteWrongByte).await;
+    scene.completes().await;
+    assert_eq!(scene.origin.counts(&scene.blob).body_bytes, scene.blob.pattern.length);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pieces_without_a_digest_are_confirmed_by_a_second_parent() {
+    let mut scene = Scene::new(2, 17, Vice::Mute).await;
+    let task = task_of(&download(&scene.blob.url));
+    let scheduler = scene.scheduler.addr();
+    let second = FakeParent::start(scheduler, &task, scene.blob.pattern, Vice::Mute).await.unwrap();
+    let path = scene.host().path("out");
+    let mut download = to_file(&scene.blob.url, &path);
+    download.disable_back_to_source = true;
+    scene.host().download(download).await.unwrap();
+    scene.blob.pattern.check_file(&path).unwrap();
+    assert_eq!((scene.parent.asked(), second.asked()), (2, 2), "every piece came from both");
+    scene.swarm.stop().await;
 }
 
 /// SyncPieces that contradicts the geometry bans its parent before anything is fetched from it.
