@@ -86,8 +86,13 @@ pub struct Learned {
 /// What a scheduler knows of a task, for the peers of ours that registered for it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Facts {
+    /// What is known of the version that the message speaks of. Headers only where they are news.
     #[prost(message, optional, tag = "1")]
     pub learned: ::core::option::Option<Learned>,
+    /// Which version of the content that is, counted as in Lease: only within one announce stream. A greater number is the
+    /// scheduler's later word, also about what the peer saw at the origin before it heard of it.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
     /// Number of the first piece that `crcs` speaks of.
     #[prost(uint32, tag = "10")]
     pub first: u32,

@@ -306,7 +306,10 @@ pub enum Answer {
     MetadataOnly,
     /// What is known of the content (ours only).
     Facts {
-        /// What the origin said, when anybody has asked it.
+        /// Which version of the content this is about, as counted for this peer: more than in a former message where
+        /// it outweighs that.
+        generation: u64,
+        /// What the origin said, when anybody has asked it; with headers where they are news.
         learned: Option<Learned>,
         /// The first piece that `crcs` speaks of.
         first: u32,

@@ -28,7 +28,10 @@ impl Task {
                 if self.coverage.has_lease(id) || !self.coverage.any() {
                     self.begin_generation(id, told, cx);
                 } else if let Some(peer) = self.peers.get_mut(id) {
+                    // The verdict has to outweigh what the peer believes, which the facts it has heard before must not.
+                    peer.ahead += 1;
                     peer.facts_seen = None;
+                    peer.next_push = cx.now;
                 }
             }
             Some(known) => {
@@ -222,8 +225,23 @@ impl Task {
     fn refuted(&mut self, id: &PeerId, piece: u32, standing: Crc, cx: &mut Cx<'_>) {
         self.remove_piece(id, piece, cx);
         if self.peers.get(id).is_some_and(|peer| peer.ours) {
-            self.answer(id, Answer::Facts { learned: None, first: piece, crcs: vec![standing] }, cx);
+            self.tell_facts(id, false, piece, vec![standing], cx);
         }
+    }
+
+    /// Every message names the version that its CRCs belong to: what the peer holds may be of another by now.
+    fn tell_facts(&mut self, id: &PeerId, headers: bool, first: u32, crcs: Vec<Crc>, cx: &mut Cx<'_>) {
+        let mut learned = self.learned.clone();
+        if let Some(learned) = learned.as_mut().filter(|_| !headers) {
+            learned.headers.clear();
+        }
+        let facts = Answer::Facts { generation: self.generation_for(id), learned, first, crcs };
+        self.answer(id, facts, cx);
+    }
+
+    /// The present version's number as counted for this peer.
+    pub(super) fn generation_for(&self, id: &PeerId) -> u64 {
+        self.generation.saturating_add(self.peers.get(id).map_or(0, |peer| peer.ahead))
     }
 
     fn suspect_if(&mut self, id: &PeerId, doubtful: impl FnOnce(&Peer) -> bool, cx: &mut Cx<'_>) {
@@ -249,10 +267,10 @@ impl Task {
         } else if runs.is_empty() {
             runs.push((0, Vec::new()));
         }
-        let mut learned = if first_time { self.learned.clone() } else { None };
         let any = !runs.is_empty();
+        let mut headers = first_time;
         for (first, crcs) in runs {
-            self.answer(id, Answer::Facts { learned: learned.take(), first, crcs }, cx);
+            self.tell_facts(id, std::mem::take(&mut headers), first, crcs, cx);
         }
         any
     }

@@ -128,7 +128,8 @@ pub(super) struct Peer {
     pub(super) pieces: PieceSet,
     /// What it said it holds before the geometry was known.
     pub(super) early: Option<Vec<u8>>,
-    /// By how much its daemon counts the versions of the content ahead of this scheduler, which may be a younger one.
+    /// By how much the versions of the content are counted ahead of this scheduler's own count for it: its daemon may have
+    /// counted with another one, and a verdict against what it says it saw is a later word than what it had heard.
     pub(super) ahead: u64,
     /// The version of the task that its host holds, as its daemon counts them, where the host has said so.
     pub(super) generation: Option<u64>,

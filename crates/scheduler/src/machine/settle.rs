@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use damselfly_core::download::Lease;
+use damselfly_core::pieces::runs;
 use damselfly_core::{PeerId, Tick};
 
 use super::Cx;
 use super::candidates::Candidate;
 use super::event::{Answer, Ending};
-use super::leases::runs;
 use super::peers::{Peer, Step};
 use super::tasks::Task;
 
@@ -190,8 +190,8 @@ impl Task {
         cx.counters.leases_granted += 1;
         // What runs already shows life as much as what begins.
         self.coverage.renew(id, cx.now + silence);
-        let ahead = self.peers.get(id).map_or(0, |peer| peer.ahead);
-        let lease = Lease { id: lease, ranges: runs(&granted), silence, generation: self.generation + ahead };
+        let (ranges, generation) = (runs(granted), self.generation_for(id));
+        let lease = Lease { id: lease, ranges, silence, generation };
         let answer = Answer::BackToSource { description: "nobody has these pieces yet", lease: Some(lease) };
         self.answer(id, answer, cx);
         self.refresh(id, cx);

@@ -236,8 +236,9 @@ pub(super) fn response(
                 lease: lease.as_ref().map(wire_lease),
             }))
         }
-        Answer::Facts { learned, first, crcs } => {
+        Answer::Facts { generation, learned, first, crcs } => {
             facts = Some(ours::Facts {
+                generation,
                 learned: learned.map(wire_learned),
                 first,
                 crcs: crcs.into_iter().map(|crc| crc.0).collect(),

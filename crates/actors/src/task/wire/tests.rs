@@ -83,7 +83,8 @@ fn facts_ride_beside_any_arm_and_learned_comes_back_as_it_went() {
         private: true,
     };
     assert_eq!(learned_from(learned_to(&learned)), learned);
-    let facts = ours::Facts { learned: Some(learned_to(&learned)), first: 2, crcs: vec![5, 6] };
+    let facts =
+        ours::Facts { generation: 1, learned: Some(learned_to(&learned)), first: 2, crcs: vec![5, 6] };
     let response = AnnouncePeerResponse {
         facts: Some(facts),
         response: Some(Response::EmptyTaskResponse(sched::EmptyTaskResponse {})),

@@ -22,7 +22,7 @@ fn the_first_peer_asks_and_the_others_learn_from_it() {
     assert_eq!(lab.told("b/1"), [Answer::Parents(vec![])], "nobody yet, but the scheduler lives");
     lab.learned("a/1", learned(64, "v1"));
     let told = lab.told("b/1");
-    let facts = Answer::Facts { learned: Some(learned(64, "v1")), first: 0, crcs: vec![] };
+    let facts = Answer::Facts { generation: 0, learned: Some(learned(64, "v1")), first: 0, crcs: vec![] };
     assert_eq!(told[0], facts, "facts come first");
     assert!(matches!(&told[1], Answer::BackToSource { lease: Some(lease), .. } if spans(lease, 8, 16)));
     assert!(matches!(&told[2], Answer::Parents(parents) if parents.len() == 1 && !parents[0].complete));
@@ -182,7 +182,8 @@ fn the_ledger_stands_and_judges() {
     lab.told("b/1");
     let wrong = PieceReport { crc: Some(Crc(99)), ..Lab::report(3, Some("a/1")) };
     lab.say("b/1", PeerMessage::PieceFinished(wrong));
-    let verdict = Answer::Facts { learned: None, first: 3, crcs: vec![Crc(3)] };
+    let v1 = Some(learned(8, "v1"));
+    let verdict = Answer::Facts { generation: 0, learned: v1, first: 3, crcs: vec![Crc(3)] };
     assert_eq!(lab.told("b/1")[0], verdict);
     assert!(lab.told("a/1").contains(&verdict), "the parent hears of it too");
     let pieces = |lab: &Lab, peer: &str| lab.machine.peer(&key(), &Lab::id(peer)).unwrap().pieces;
@@ -203,7 +204,8 @@ fn the_ledger_reaches_whoever_registers_later() {
     lab.register("b/1", Register::default());
     let crcs: Vec<Crc> = (0..8).map(Crc).collect();
     let told = lab.told("b/1");
-    assert_eq!(told[0], Answer::Facts { learned: Some(learned(8, "v1")), first: 0, crcs });
+    let v1 = Some(learned(8, "v1"));
+    assert_eq!(told[0], Answer::Facts { generation: 0, learned: v1, first: 0, crcs });
     assert!(matches!(&told[1], Answer::Parents(parents) if parents[0].complete));
     assert_eq!(told.len(), 2, "no lease: everything is held");
 }
@@ -224,7 +226,8 @@ fn a_new_version_voids_the_old() {
     assert_eq!((task.ledger, task.geometry.unwrap().piece_count()), (0, 10));
     lab.pass(SECOND);
     let told = lab.told("b/1");
-    assert!(told.contains(&Answer::Facts { learned: Some(learned(10, "v2")), first: 0, crcs: vec![] }));
+    let v2 = Some(learned(10, "v2"));
+    assert!(told.contains(&Answer::Facts { generation: 1, learned: v2, first: 0, crcs: vec![] }));
     // What b began before it knew does not count.
     lab.now += SECOND;
     let late = PieceReport { cost: 3 * SECOND, ..Lab::report(0, None) };

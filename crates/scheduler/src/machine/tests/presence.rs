@@ -180,8 +180,9 @@ fn a_running_peer_whose_host_holds_other_bytes_is_told_and_fetches_the_piece_ane
     let other = Holding { crcs: vec![Crc(0), Crc(77)], ..with_crcs(8, &[0, 1]) };
     holdings(&mut lab, 2, vec![other], true);
     let told = lab.told("c/1");
-    let facts = Answer::Facts { learned: None, first: 1, crcs: vec![Crc(1)] };
-    assert!(told.contains(&facts), "{told:?}");
+    let verdict =
+        |answer: &Answer| matches!(answer, Answer::Facts { first: 1, crcs, .. } if *crcs == [Crc(1)]);
+    assert!(told.iter().any(verdict), "{told:?}");
     assert_eq!(lab.machine.peer(&key(), &Lab::id("c/1")).unwrap().pieces, [0]);
     lab.host("b", Some(1));
     lab.register("b/1", Register::default());
