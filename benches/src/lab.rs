@@ -1,4 +1,4 @@
-//! A laboratory in one directory: an nginx origin and daemons.
+//! A laboratory in one directory: an nginx origin and daemons, each in its place.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -6,10 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use damselfly_api::damselfly::v1::StatusRequest;
+use damselfly_api::damselfly::v1::local_client::LocalClient;
+use damselfly_transport::local::connect;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::place::Place;
 use crate::process::{Running, until};
 use crate::{BenchError, io};
 
@@ -37,22 +41,22 @@ impl Origin {
     ///
     /// # Errors
     /// When there is no nginx.
-    pub async fn start(dir: &Path, state: &Path) -> Result<Self, BenchError> {
-        let port = free_port()?;
+    pub async fn start(place: &Place, dir: &Path, state: &Path) -> Result<Self, BenchError> {
+        let address = SocketAddr::new(place.address, free_port()?);
         let (root, state) = (dir.display(), state.display());
+        // One process, so that none outlives the one that is ended.
         let config = format!(
-            "daemon off; worker_processes 1; pid {state}/nginx.pid; error_log {state}/nginx.err;\n\
+            "daemon off; master_process off; pid {state}/nginx.pid; error_log {state}/nginx.err;\n\
              events {{ worker_connections 1024; }}\n\
              http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;\n\
              client_body_temp_path {state}/b; proxy_temp_path {state}/p; fastcgi_temp_path {state}/f;\n\
              uwsgi_temp_path {state}/u; scgi_temp_path {state}/s;\n\
-             server {{ listen 127.0.0.1:{port}; root {root}; }} }}\n"
+             server {{ listen {address}; root {root}; }} }}\n"
         );
         let file = PathBuf::from(format!("{state}/nginx.conf"));
         fs::write(&file, config).map_err(io("write nginx.conf"))?;
-        let nginx = Running::start(Command::new("nginx").arg("-c").arg(&file))?;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        until(PATIENCE, async || tokio::net::TcpStream::connect(address).await.is_ok()).await?;
+        let nginx = Running::start(place.command("nginx").arg("-c").arg(&file))?;
+        until(PATIENCE, async || place.answers(address.port()).await).await?;
         Ok(Self { address, _nginx: nginx })
     }
 
@@ -79,26 +83,41 @@ impl Host {
     /// Starts a daemon in `home`, with a scheduler of its own or joining `join`.
     ///
     /// # Errors
-    /// When it does not become healthy.
-    pub async fn start(programs: &Path, home: &Path, join: Option<SocketAddr>) -> Result<Self, BenchError> {
+    /// When it does not become healthy, or finds no scheduler.
+    pub async fn start(
+        place: &Place,
+        programs: &Path,
+        home: &Path,
+        join: Option<SocketAddr>,
+    ) -> Result<Self, BenchError> {
         fs::create_dir_all(home).map_err(io("make a home"))?;
-        let (grpc, scheduler) = (free_port()?, free_port()?);
-        let mut command = Command::new(programs.join("dfdaemon"));
-        command.arg("--home").arg(home).args(["--listen", "127.0.0.1", "--port", &grpc.to_string()]);
+        let grpc = SocketAddr::new(place.address, free_port()?);
+        let scheduler = SocketAddr::new(place.address, free_port()?);
+        let mut command = place.command(programs.join("dfdaemon"));
+        command.arg("--home").arg(home).args(["--listen", &place.address.to_string()]);
+        command.args(["--port", &grpc.port().to_string()]);
         match join {
             Some(join) => command.args(["--join", &join.to_string()]),
-            None => command.args(["--scheduler", "--scheduler-port", &scheduler.to_string()]),
+            None => command.args(["--scheduler", "--scheduler-port", &scheduler.port().to_string()]),
         };
         command.args(["--hostname", &home.file_name().unwrap_or_default().to_string_lossy()]);
         let daemon = Running::start(&mut command)?;
-        let address = SocketAddr::from(([127, 0, 0, 1], grpc));
         let socket = home.join("dfdaemon.sock");
         let ready_after = until(PATIENCE, async || {
-            tokio::net::UnixStream::connect(&socket).await.is_ok() && is_serving(address).await
+            tokio::net::UnixStream::connect(&socket).await.is_ok()
+                && (!place.is_loopback() || is_serving(grpc).await)
         })
         .await?;
-        let scheduler = SocketAddr::from(([127, 0, 0, 1], scheduler));
+        until(PATIENCE, async || has_scheduler(&socket).await).await?;
         Ok(Self { home: home.to_owned(), programs: programs.to_owned(), daemon, scheduler, ready_after })
+    }
+
+    /// Ends it in order: it takes leave of its scheduler, so that nobody is sent to it any more.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn leave(self) -> Result<(), BenchError> {
+        self.daemon.end()
     }
 
     /// The daemon's process id.
@@ -122,8 +141,15 @@ impl Host {
     /// A dfget that downloads `url` to `name` in the home.
     #[must_use]
     pub fn dfget(&self, url: &str, name: &str) -> Command {
+        self.dfget_to(url, self.path(name))
+    }
+
+    /// A dfget that downloads `url` to a path, or to its stdout for `-`.
+    #[must_use]
+    pub fn dfget_to(&self, url: &str, output: impl AsRef<Path>) -> Command {
         let mut command = Command::new(self.programs.join("dfget"));
-        command.arg(url).arg("-O").arg(self.path(name)).arg("-e").arg(self.socket()).arg("--no-progress");
+        let (output, socket) = (output.as_ref(), self.socket());
+        command.arg(url).arg("-O").arg(output).arg("-e").arg(socket).arg("--no-progress");
         command
     }
 }
@@ -133,4 +159,12 @@ async fn is_serving(address: SocketAddr) -> bool {
     let Ok(channel) = endpoint.connect().await else { return false };
     let asked = HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await;
     asked.is_ok_and(|answer| answer.into_inner().status == 1)
+}
+
+/// Whether the daemon knows of a scheduler that answers.
+async fn has_scheduler(socket: &Path) -> bool {
+    let Ok(channel) = connect(socket).await else { return false };
+    let Ok(parts) = LocalClient::new(channel).status(StatusRequest {}).await else { return false };
+    let Ok(Some(first)) = parts.into_inner().message().await else { return false };
+    first.host.is_some_and(|host| host.schedulers.iter().any(|scheduler| scheduler.healthy))
 }

@@ -1,10 +1,14 @@
-//! What the measurements share: processes with their CPU time, an nginx origin, daemons, and statistics.
+//! What the measurements share: processes with their CPU time, an nginx origin, daemons, an emulated network, statistics.
 //!
 //! Every figure is a ratio of two things measured in the same run, because machines are noisy; medians of several rounds.
 //! Memory is touched and freed before a timed run, because the first touch of fresh memory can dominate it.
 
+pub mod calls;
 pub mod floor;
+pub mod iperf;
 pub mod lab;
+pub mod netlab;
+pub mod place;
 pub mod process;
 pub mod stats;
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
 use crate::{BenchError, io};
@@ -41,6 +42,20 @@ pub fn anonymous_memory(pid: u32) -> Result<u64, BenchError> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).map_err(io("read memory"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or("0 kB");
     Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap_or(0) * 1024)
+}
+
+/// Seconds that all cores together were busy, and could have been, since the machine's start.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn machine() -> Result<(f64, f64), BenchError> {
+    let text = fs::read_to_string("/proc/stat").map_err(io("read the machine's CPU time"))?;
+    let first = text.lines().next().unwrap_or_default();
+    let fields: Vec<f64> = first.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; what guests use is in user already.
+    let all: f64 = fields.iter().take(8).sum();
+    let idle: f64 = fields.iter().skip(3).take(2).sum();
+    Ok(((all - idle) / TICKS_PER_SECOND, all / TICKS_PER_SECOND))
 }
 
 /// How long a command took, and its CPU seconds.
@@ -92,6 +107,16 @@ impl Running {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.0.id()
+    }
+
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn end(mut self) -> Result<(), BenchError> {
+        let pid = Pid::from_child(&self.0);
+        kill_process(pid, Signal::TERM).map_err(|why| io("end a process")(why.into()))?;
+        self.0.wait().map_err(io("wait for a process")).map(drop)
     }
 }
 

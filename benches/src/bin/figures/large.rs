@@ -1,0 +1,110 @@
+//! 1 GiB on loopback: a lone host, a pair, eight at once.
+
+use std::fs;
+use std::process::Command;
+
+use damselfly_benches::place::Place;
+use damselfly_benches::process::{cpu, prefault, timed};
+use damselfly_benches::stats::median;
+use damselfly_benches::{BenchError, floor, io};
+
+use super::bench::{Bench, say};
+use super::swarm::all_at_once;
+
+const GIB: u64 = 1 << 30;
+/// Touched before a timed run.
+const PREFAULT: u64 = 6 * GIB;
+
+impl Bench {
+    pub(super) async fn lone(&self) -> Result<(), BenchError> {
+        let origin = self.origin(&Place::loopback(), "1g", GIB).await?;
+        let (mut ours, mut curls, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..self.rounds {
+            let host = self.host("lone", None).await?;
+            prefault(PREFAULT)?;
+            let before = cpu(host.pid())?;
+            let got = timed(&mut host.dfget(&origin.url("1g"), "out"))?;
+            let daemon = cpu(host.pid())? - before;
+            drop(host);
+            self.remove("lone")?;
+            prefault(PREFAULT)?;
+            let file = self.dir.join("curl-out");
+            let curl = timed(Command::new("curl").args(["-sS", "-o"]).arg(&file).arg(origin.url("1g")))?;
+            fs::remove_file(&file).map_err(io("clean up"))?;
+            say(&format!(
+                "round {round}: dfget {:.3} s (cpu {:.2} + daemon {daemon:.2}), curl {:.3} s (cpu {:.2})",
+                got.wall, got.cpu, curl.wall, curl.cpu
+            ));
+            ours.push(got.wall);
+            curls.push(curl.wall);
+            ratios.push(curl.wall / got.wall);
+        }
+        say(&format!(
+            "lone: dfget {:.3} s, curl {:.3} s, speed against curl {:.2} (goal: at least 0.95)",
+            median(&ours),
+            median(&curls),
+            median(&ratios)
+        ));
+        Ok(())
+    }
+
+    pub(super) async fn pair(&self) -> Result<(), BenchError> {
+        let origin = self.origin(&Place::loopback(), "1g", GIB).await?;
+        let (mut cpus, mut walls) = (Vec::new(), Vec::new());
+        for round in 0..self.rounds {
+            let first = self.host("first", None).await?;
+            timed(&mut first.dfget(&origin.url("1g"), "out"))?;
+            let second = self.host("second", Some(first.scheduler)).await?;
+            prefault(PREFAULT)?;
+            let before = (cpu(first.pid())?, cpu(second.pid())?);
+            let got = timed(&mut second.dfget(&origin.url("1g"), "out"))?;
+            let (parent, child) = (cpu(first.pid())? - before.0, cpu(second.pid())? - before.1);
+            drop((first, second));
+            self.remove("first")?;
+            self.remove("second")?;
+            prefault(PREFAULT)?;
+            let target = self.dir.join("floor-out");
+            let floor = floor::sendfile_to_file(&self.dir.join("origin/1g"), &target)?;
+            fs::remove_file(&target).map_err(io("clean up"))?;
+            let ours = parent + child + got.cpu;
+            say(&format!(
+                "round {round}: wall {:.3} s, cpu {ours:.2} s (parent {parent:.2}, child {child:.2}, dfget {:.2}); \
+                 floor wall {:.3} s, cpu {:.2} s",
+                got.wall, got.cpu, floor.wall, floor.cpu
+            ));
+            cpus.push(ours / floor.cpu);
+            walls.push(got.wall / floor.wall);
+        }
+        say(&format!(
+            "pair: cpu {:.2} of the floor's (goal: at most 0.80), wall {:.2} of the floor's (goal: at most 1.0)",
+            median(&cpus),
+            median(&walls)
+        ));
+        Ok(())
+    }
+
+    pub(super) async fn eight(&self) -> Result<(), BenchError> {
+        let origin = self.origin(&Place::loopback(), "1g", GIB).await?;
+        let mut per_gib = Vec::new();
+        for count in [2_u32, 8] {
+            let mut hosts = vec![self.host("host0", None).await?];
+            for number in 1..count {
+                let name = format!("host{number}");
+                hosts.push(self.host(&name, Some(hosts[0].scheduler)).await?);
+            }
+            prefault(PREFAULT)?;
+            let before: f64 = hosts.iter().map(|host| cpu(host.pid()).unwrap_or(0.0)).sum();
+            all_at_once(&hosts, &origin.url("1g")).await?;
+            let after: f64 = hosts.iter().map(|host| cpu(host.pid()).unwrap_or(0.0)).sum();
+            let each = (after - before) / f64::from(count);
+            say(&format!("{count} daemons cold at once: {each:.2} CPU seconds per GiB delivered"));
+            per_gib.push(each);
+            drop(hosts);
+            for number in 0..count {
+                self.remove(&format!("host{number}"))?;
+            }
+        }
+        say(&format!("eight: {:.2} of a pair's CPU per GiB (goal: at most 1.2)", per_gib[1] / per_gib[0]));
+        Ok(())
+    }
+}
