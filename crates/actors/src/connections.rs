@@ -12,6 +12,7 @@ use std::time::Duration;
 use damselfly_transport::tcp::{DialOptions, Lane, LaneError};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::kit::{Board, Faults, Seat, Timer, cell_of};
@@ -69,6 +70,16 @@ pub enum ConnectionsMsg {
     },
     /// A connection was not asked for anything for a while: told by itself.
     Idle(ActorId),
+}
+
+/// `1 lane`, `2 addresses`: how many of something, for people.
+fn counted(count: usize, what: &str) -> String {
+    let ending = match count {
+        1 => "",
+        _ if what.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{count} {what}{ending}")
 }
 
 /// What the pool needs to start.
@@ -185,7 +196,8 @@ impl Actor for Connections {
             },
             ConnectionsMsg::Idle(id) => state.retire(id),
         }
-        state.seat.show(format!("{} addresses, {} channels", state.by_address.len(), state.channels.len()));
+        let (addresses, channels) = (state.by_address.len(), state.channels.len());
+        state.seat.show(format!("{}, {}", counted(addresses, "address"), counted(channels, "channel")));
         Ok(())
     }
 
@@ -212,6 +224,8 @@ pub enum ConnectionMsg {
     Lease(LaneReply),
     /// A dial ended.
     Dialed(Result<Lane, LaneError>),
+    /// A lane takes no request any more: its parent closed it, or an answer on it was given up.
+    Ended,
     /// Whoever still waits for a lane to be dialled shares those that stand.
     Patience,
     /// Time to look for lanes that nobody uses.
@@ -236,9 +250,20 @@ struct Kept {
     lane: Lane,
     /// One count for ourselves, and one for everybody who borrowed the lane and has not sent a request yet.
     claims: Arc<()>,
+    /// Tells when the lane ends; keeps the connection open until it is dropped.
+    _watch: AbortOnDropHandle<()>,
 }
 
 impl Kept {
+    fn new(lane: Lane, myself: &ActorRef<ConnectionMsg>) -> Self {
+        let (watched, myself) = (lane.clone(), myself.clone());
+        let watch = tokio::spawn(async move {
+            watched.ended().await;
+            drop(myself.cast(ConnectionMsg::Ended));
+        });
+        Self { lane, claims: Arc::default(), _watch: AbortOnDropHandle::new(watch) }
+    }
+
     /// Requests under way and to come.
     fn load(&self) -> usize {
         self.lane.in_flight() + Arc::strong_count(&self.claims) - 1
@@ -330,7 +355,7 @@ impl ConnectionState {
         match result {
             Ok(lane) if self.args.ours => {
                 let rtt = lane.rtt().unwrap_or_default();
-                self.lanes.push(Kept { lane, claims: Arc::default() });
+                self.lanes.push(Kept::new(lane, myself));
                 self.share(self.dialing == 0);
                 if !self.waiting.is_empty() && !self.patience.is_set() {
                     // The other lanes were dialled at the same time: those not here by then have lost a packet.
@@ -427,6 +452,8 @@ impl Actor for Connection {
                 state.lease(&myself, reply);
             }
             ConnectionMsg::Dialed(result) => state.dialed(&myself, result),
+            // An idle one must not be kept open: a parent that stops waits for its end.
+            ConnectionMsg::Ended => state.lanes.retain(|kept| kept.lane.is_usable()),
             ConnectionMsg::Patience => {
                 state.patience.clear();
                 state.share(true);
@@ -441,11 +468,8 @@ impl Actor for Connection {
             myself.stop(None);
         }
         let busy: usize = state.lanes.iter().map(Kept::load).sum();
-        state.args.seat.show(format!(
-            "{} lanes, {busy} requests, {} dialing",
-            state.lanes.len(),
-            state.dialing
-        ));
+        let (lanes, requests) = (counted(state.lanes.len(), "lane"), counted(busy, "request"));
+        state.args.seat.show(format!("{lanes}, {requests}, {} dialing", state.dialing));
         Ok(())
     }
 }

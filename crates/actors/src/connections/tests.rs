@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use damselfly_core::{Content, Crc, Kind, PieceSpan, TaskId};
 use damselfly_transport::tcp::{self, PieceProvider, Served, ServedFuture, ServerOptions, UploadCounters};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -194,6 +195,47 @@ async fn what_nobody_uses_is_retired_and_what_somebody_uses_is_not() {
     // And whoever asks again is served by a new one.
     fetch(&pool, parent.address, true, 1).await;
     assert_eq!(parent.counters.figures().accepted, 2);
+    pool.stop(None);
+}
+
+/// What the actor at `path` shows.
+fn shown(board: &Board, path: &str) -> String {
+    let all = board.snapshot();
+    all.iter().find(|seat| seat.path.starts_with(path)).map_or_else(String::new, |seat| seat.state.clone())
+}
+
+#[tokio::test]
+async fn a_lane_that_its_parent_closes_is_let_go_at_once() {
+    let (listener, board) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Board::default());
+    let pool = pool(&board).await;
+    let address = listener.local_addr().unwrap();
+    for round in 0..2 {
+        drop(lease(&pool, address, true).await.unwrap());
+        assert_eq!(shown(&board, "daemon/connections/tcp"), "1 lane, 1 request, 0 dialing");
+        // As a parent that stops: it says that nothing more comes, and waits for the child to end the connection.
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        accepted.shutdown().await.unwrap();
+        let ended = tokio::time::timeout(SOON, accepted.read(&mut [0])).await;
+        assert_eq!(ended.expect("the child notices").unwrap(), 0, "round {round}");
+    }
+    assert_eq!(shown(&board, "daemon/connections"), "1 address, 0 channels");
+    pool.stop(None);
+}
+
+#[tokio::test]
+async fn a_lane_whose_answer_nobody_wants_is_let_go_at_once() {
+    let (listener, board) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Board::default());
+    let pool = pool(&board).await;
+    let lent = lease(&pool, listener.local_addr().unwrap(), true).await.unwrap();
+    let span = PieceSpan { number: 0, offset: 0, length: 1 };
+    let ticket = lent.request(Kind::Standard, &TaskId::parse(&"a".repeat(64)).unwrap(), span).unwrap();
+    drop(lent);
+    let (mut accepted, _) = listener.accept().await.unwrap();
+    let mut request = [0; 74];
+    accepted.read_exact(&mut request).await.unwrap();
+    drop(ticket);
+    let ended = tokio::time::timeout(SOON, accepted.read(&mut request)).await;
+    assert_eq!(ended.expect("the child hangs up").unwrap(), 0);
     pool.stop(None);
 }
 
