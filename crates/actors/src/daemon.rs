@@ -154,10 +154,23 @@ impl Daemon {
         tracing::info!("stopped");
     }
 
-    /// Kills every actor without farewell, as a crash would; the store is not marked clean. For tests.
+    /// Kills every actor without farewell, as a crash would. The store is not marked clean, and its lock is free: the
+    /// next daemon can start on it, whatever of this one somebody still holds. For tests.
     pub async fn kill(self) {
         self.root.kill();
         self.stop.cancel();
-        drop(tokio::time::timeout(Duration::from_secs(10), self.ended).await);
+        let mut seats = self.engine.board.changes();
+        let gone = async {
+            drop(self.ended.await);
+            // The root's end is not yet that of those below, and one of them may be in the middle of a write.
+            drop(seats.wait_for(|seats| *seats == 0).await);
+        };
+        if tokio::time::timeout(STOP, gone).await.is_err() {
+            tracing::warn!("actors still run {} s after they were killed", STOP.as_secs());
+        }
+        tokio::task::block_in_place(|| self.engine.store.abandon());
     }
 }
+
+#[cfg(test)]
+mod tests;
