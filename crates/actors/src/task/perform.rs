@@ -63,9 +63,7 @@ impl TaskState {
         let meta = self.args.content.meta();
         let mut download = (*self.download).clone();
         if let Some(geometry) = meta.geometry {
-            download.actual_content_length = Some(geometry.content_length());
-            download.actual_piece_length = Some(geometry.piece_length());
-            download.actual_piece_count = Some(geometry.piece_count().into());
+            wire::set_geometry(&mut download, geometry);
         }
         download.concurrent_piece_count = Some(self.engine().config.download.concurrent_piece_count);
         let held = self.args.content.pieces();

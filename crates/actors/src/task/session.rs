@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use damselfly_api::scheduler::v2::AnnouncePeerRequest;
+use damselfly_api::scheduler::v2::announce_peer_request::Request;
 use damselfly_core::download::FromScheduler;
 use damselfly_core::{TaskId, Tick};
-use damselfly_scheduler_client::SchedulerHandle;
+use damselfly_scheduler_client::{ClientError, SchedulerHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tonic::Code;
 
 use super::{TaskMsg, wire};
 use crate::engine::Engine;
@@ -100,15 +102,12 @@ impl SessionState {
         let Some(handle) = self.pick().await else { return Err(FromScheduler::Absent) };
         let ours = handle.ours();
         self.args.seat.show(format!("registering with {}", handle.address()));
-        let lost = |why: String| FromScheduler::Lost(why);
         if !ours && !self.args.geometry_known {
-            // Dragonfly's scheduler takes a download without a length for an empty one.
-            return Err(FromScheduler::Refused(
-                "the scheduler became Dragonfly's before the length was known".to_owned(),
-            ));
+            self.learn_length(&handle).await?;
         }
         let register = (*self.args.register).clone();
-        let stream = handle.announce_peer(register).await.map_err(|why| lost(why.to_string()))?;
+        let lost = |why: ClientError| FromScheduler::Lost(why.to_string());
+        let stream = handle.announce_peer(register).await.map_err(lost)?;
         self.args.seat.show(format!("registered with {}", handle.address()));
         self.say(FromScheduler::Connected { ours });
         let (tx, mut rx) = (stream.tx, stream.rx);
@@ -128,6 +127,29 @@ impl SessionState {
             drop(session.cast(SessionMsg::Closed));
         });
         (self.tx, self.reader) = (Some(tx), Some(reader.abort_handle()));
+        Ok(())
+    }
+
+    /// Asks Dragonfly's scheduler for the length before registering, for clients that may not ask the origin: a download
+    /// without a length it would take for an empty one, and a task that it makes of that is wrong for everybody.
+    async fn learn_length(&mut self, handle: &SchedulerHandle) -> Result<(), FromScheduler> {
+        let Some(Request::RegisterPeerRequest(register)) = &mut self.args.register.request else {
+            return Ok(());
+        };
+        let Some(download) = &mut register.download else { return Ok(()) };
+        let host = self.args.engine.identity.host_id.as_str();
+        let geometry = match handle.stat_task(host, &self.args.task).await {
+            Ok(task) => wire::geometry_there(&task, download.piece_length),
+            Err(why) if why.code() == Some(Code::NotFound) => None,
+            Err(why) => return Err(FromScheduler::Lost(why.to_string())),
+        };
+        let Some(geometry) = geometry else {
+            let why = "the scheduler is Dragonfly's and does not know the content's length: allow the origin, or \
+                       try again when another host has the content";
+            return Err(FromScheduler::Refused(why.to_owned()));
+        };
+        wire::set_geometry(download, geometry);
+        self.say(FromScheduler::Length(geometry));
         Ok(())
     }
 
@@ -187,3 +209,6 @@ impl Actor for SchedulerSession {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,6 +85,27 @@ pub fn from_response(response: AnnouncePeerResponse) -> (Vec<FromScheduler>, Vec
     (all, parents)
 }
 
+/// The geometry of a task that Dragonfly's scheduler knows; `None` where it knows no length, or pieces that are cut
+/// otherwise than `piece_length`, the user's, cuts them.
+#[must_use]
+pub fn geometry_there(task: &common::Task, piece_length: Option<u64>) -> Option<Geometry> {
+    // A length that nobody has told is -1 there, or 0.
+    let length = i64::try_from(task.content_length).ok().and_then(|length| u64::try_from(length).ok());
+    let length = length.filter(|length| *length > 0)?;
+    let geometry = match piece_length {
+        Some(piece_length) => Geometry::new(length, piece_length),
+        None => Geometry::derived(length),
+    };
+    geometry.ok().filter(|geometry| [0, geometry.piece_count()].contains(&task.piece_count))
+}
+
+/// Tells in a registration what is known of the content's length.
+pub fn set_geometry(download: &mut common::Download, geometry: Geometry) {
+    download.actual_content_length = Some(geometry.content_length());
+    download.actual_piece_length = Some(geometry.piece_length());
+    download.actual_piece_count = Some(geometry.piece_count().into());
+}
+
 fn lease_from(lease: ours::Lease) -> Lease {
     Lease {
         id: lease.id,

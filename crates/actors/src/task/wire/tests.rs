@@ -154,3 +154,21 @@ fn what_is_restated_can_be_read_back() {
     assert_eq!(validator_from(restated.validator.unwrap()), validator);
     assert_eq!(duration_from(duration(Duration::MAX)), None);
 }
+
+#[test]
+fn dragonflys_scheduler_may_know_the_length() {
+    let there = |content_length, piece_count, piece_length| {
+        let task = common::Task { content_length, piece_count, ..common::Task::default() };
+        geometry_there(&task, piece_length)
+    };
+    let (four, eight) = (4 << 20, 8 << 20);
+    assert_eq!(there(9 << 20, 3, None), Some(Geometry::new(9 << 20, four).unwrap()));
+    assert_eq!(there(9 << 20, 2, Some(eight)), Some(Geometry::new(9 << 20, eight).unwrap()));
+    assert_eq!(
+        there(9 << 20, 0, None),
+        Some(Geometry::new(9 << 20, four).unwrap()),
+        "pieces not counted yet"
+    );
+    assert_eq!(there(9 << 20, 2, None), None, "cut otherwise");
+    assert_eq!((there(0, 0, None), there(u64::MAX, 0, None)), (None, None), "nobody has told");
+}
