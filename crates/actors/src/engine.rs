@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::connections::ConnectionsMsg;
 use crate::holdings::StoreHoldings;
 use crate::kit::{Address, Board, Faults};
+use crate::known::Known;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::receipts::Receipts;
@@ -121,6 +122,8 @@ pub struct Engine {
     pub metrics: Arc<Metrics>,
     /// Running tasks.
     pub live: Live,
+    /// What is known of the others.
+    pub known: Known,
     /// Pieces on their way to children.
     pub uploads: Uploads,
     /// Receipts of recent downloads.

@@ -14,6 +14,7 @@ mod grpc;
 mod holdings;
 pub mod host;
 pub mod kit;
+mod known;
 pub mod listeners;
 pub mod live;
 pub mod local;

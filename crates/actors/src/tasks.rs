@@ -15,6 +15,7 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, Supervi
 
 use crate::engine::Engine;
 use crate::kit::{Seat, cell_of};
+use crate::known::Sources;
 use crate::progress::{Cursor, Progress, ProgressEvent};
 use crate::stream::{ProgressStream, StreamArgs};
 use crate::task::request::OriginRequest;
@@ -154,7 +155,8 @@ impl TasksState {
                 StoreError::Gone(_) => JoinError::Gone,
                 why => JoinError::Start(why.to_string()),
             })?;
-            let (progress, limit) = (Progress::new(), Arc::new(TokenBucket::unlimited()));
+            let (progress, limit) =
+                (Progress::new(), Arc::new(TokenBucket::new(self.engine.known.limit(&key))));
             let peer_id = self.engine.identity.new_peer();
             let mut args = self.args(&content, &progress, &peer_id, &limit, Vec::new());
             args.piece_length = joining.request.piece_length;
@@ -296,6 +298,11 @@ impl TasksState {
         let Some(entry) = self.entries.remove(key) else { return };
         let peer_id = entry.peer_id.clone();
         tokio::task::block_in_place(|| drop(entry));
+        if let Some(view) = self.engine.live.view(key) {
+            let sources =
+                Sources { origin: view.origin_bytes, peers: view.peer_bytes, local: view.local_bytes };
+            self.engine.known.ran(key, sources);
+        }
         self.engine.live.remove(key, &peer_id);
     }
 }

@@ -66,17 +66,18 @@ async fn attempt(args: &Args) -> Result<String, Failure> {
         Command::Task(TaskCommand::Rm(named)) => task::remove(channel, &named.task).await,
         Command::Task(TaskCommand::Stat { task, shown }) => task::stat(channel, task, shown.json).await,
         Command::Pause(named) => {
-            let task = status::resolve(&channel, &named.task, title).await?;
+            let (task, idle) = status::resolve(&channel, &named.task, title).await?;
             let id = task.id.clone();
             let mut client = LocalClient::new(channel);
             client
                 .pause(call(PauseRequest { task: Some(task) }))
                 .await
                 .map_err(|why| refused(title, &why))?;
-            Ok(format!("paused {id}\n"))
+            let waits = if idle { "; its next download waits until dfctl resume" } else { "" };
+            Ok(format!("paused {id}{waits}\n"))
         }
         Command::Resume(named) => {
-            let task = status::resolve(&channel, &named.task, title).await?;
+            let (task, _) = status::resolve(&channel, &named.task, title).await?;
             let id = task.id.clone();
             let mut client = LocalClient::new(channel);
             client
@@ -86,7 +87,7 @@ async fn attempt(args: &Args) -> Result<String, Failure> {
             Ok(format!("resumed {id}\n"))
         }
         Command::Cancel(named) => {
-            let task = status::resolve(&channel, &named.task, title).await?;
+            let (task, _) = status::resolve(&channel, &named.task, title).await?;
             let id = task.id.clone();
             let mut client = LocalClient::new(channel);
             client
@@ -102,13 +103,16 @@ async fn attempt(args: &Args) -> Result<String, Failure> {
 }
 
 async fn limit(channel: Channel, task: &str, rate: u64, title: &'static str) -> Result<String, Failure> {
-    let task = status::resolve(&channel, task, title).await?;
+    let (task, idle) = status::resolve(&channel, task, title).await?;
     let id = task.id.clone();
     let request = LimitRequest { task: Some(task), bytes_per_second: rate };
     LocalClient::new(channel).limit(call(request)).await.map_err(|why| refused(title, &why))?;
     Ok(match rate {
         0 => format!("no limit for {id}\n"),
-        rate => format!("limited {id} to {}/s\n", units::bytes(rate)),
+        rate => {
+            let from = if idle { " from its next download on" } else { "" };
+            format!("limited {id} to {}/s{from}\n", units::bytes(rate))
+        }
     })
 }
 

@@ -34,6 +34,7 @@ async fn run(engine: Arc<Engine>, stop: CancellationToken) -> Result<(), String>
             passes.reset_immediately();
         }
         engine.uploads.retain(|key| engine.store.get(key).is_some());
+        engine.known.retain(|key| engine.store.get(key).is_some());
         if collected.expired.is_empty() && collected.evicted.is_empty() {
             continue;
         }

@@ -32,6 +32,7 @@ use crate::engine::{Engine, Identity, Limits, Ports};
 use crate::holdings::StoreHoldings;
 use crate::host::HostFacts;
 use crate::kit::{Address, Board, Child, Faults, Group, GroupArgs, Roster, ServiceArgs};
+use crate::known::Known;
 use crate::listeners::{self, Bound};
 use crate::live::Live;
 use crate::local::StatusFacts;
@@ -284,6 +285,7 @@ pub(crate) fn engine(
         },
         metrics: Arc::new(Metrics::new()),
         live: Live::default(),
+        known: Known::default(),
         uploads: Uploads::default(),
         receipts: Receipts::default(),
         board: Board::default(),

@@ -22,7 +22,8 @@ pub(super) fn key(task: Option<TaskRef>) -> Result<TaskKey, Status> {
     Ok(TaskKey { kind, id })
 }
 
-/// Does to a task what its user asks. Pause and resume are remembered by the store and hold for later runs.
+/// Does to a task what its user asks. Pause and resume are remembered by the store and hold for later runs; a limit
+/// holds for later runs of this daemon.
 pub(super) async fn control(
     engine: &Arc<Engine>,
     caller: &Caller,
@@ -35,18 +36,32 @@ pub(super) async fn control(
         .store
         .get(&key)
         .ok_or_else(|| Status::not_found(format!("local task not found: {}", key.id)))?;
-    if let Control::Pause | Control::Resume = control {
-        tokio::task::block_in_place(|| content.set_paused(control == Control::Pause))
-            .map_err(|why| Status::internal(why.to_string()))?;
+    let asked_of_a_fetch = match control {
+        Control::Pause => Some("paused"),
+        Control::Limit(Some(_)) => Some("limited"),
+        Control::Limit(None) | Control::Resume | Control::Cancel => None,
+    };
+    if let Some(asked) = asked_of_a_fetch.filter(|_| content.is_complete()) {
+        let why =
+            format!("task {} is complete: nothing of it is fetched any more that could be {asked}", key.id);
+        return Err(Status::failed_precondition(why));
+    }
+    match control {
+        Control::Pause | Control::Resume => {
+            tokio::task::block_in_place(|| content.set_paused(control == Control::Pause))
+                .map_err(|why| Status::internal(why.to_string()))?;
+        }
+        Control::Limit(rate) => engine.known.set_limit(&key, rate),
+        Control::Cancel => {}
     }
     let asked = engine.tasks.ask(ASK, |reply| TasksMsg::Control(key.clone(), control, reply)).await;
     let running = asked.map_err(|why| Status::unavailable(why.to_string()))?;
     match control {
-        // Remembered for the next run.
-        Control::Pause | Control::Resume => Ok(()),
-        Control::Cancel | Control::Limit(_) if running => Ok(()),
-        Control::Cancel | Control::Limit(_) => {
-            Err(Status::failed_precondition(format!("task {} is not running", key.id)))
+        Control::Cancel if !running => {
+            let why = format!("task {} is not running: there is nothing to cancel", key.id);
+            Err(Status::failed_precondition(why))
         }
+        // The others are remembered for the next run.
+        _ => Ok(()),
     }
 }

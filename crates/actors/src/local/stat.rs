@@ -127,6 +127,7 @@ async fn remove(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
     match deleted {
         Ok(_) => {
             engine.uploads.forget(key);
+            engine.known.forget(key);
             engine.holdings.changed();
             Ok(())
         }

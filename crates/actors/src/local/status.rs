@@ -14,6 +14,9 @@ use crate::task::{TaskView, wire};
 /// Tasks or actors in one message.
 const BATCH: usize = 256;
 
+/// Said of content whose sources nobody has counted.
+const FETCHED_BEFORE: &str = "where it came from is not known: it was fetched before this daemon started";
+
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -87,9 +90,11 @@ fn task(engine: &Engine, content: &TaskContent) -> ours::TaskStatus {
         None if content.is_complete() => "complete".to_owned(),
         None => "partial".to_owned(),
     };
-    let view = view.unwrap_or_default();
+    let view = view.unwrap_or_else(|| last(engine, key));
     let TaskView { wanted, fetches, clients, limit, parents, origin_bytes, peer_bytes, local_bytes, .. } =
         view;
+    let held = content.pieces().len();
+    let told = held == 0 || origin_bytes + peer_bytes + local_bytes > 0;
     ours::TaskStatus {
         task: Some(ours::TaskRef { kind: kind_to_wire(key.kind), id: key.id.to_string() }),
         url: meta.url_redacted,
@@ -97,7 +102,7 @@ fn task(engine: &Engine, content: &TaskContent) -> ours::TaskStatus {
         content_length: meta.geometry.map(|geometry| geometry.content_length()),
         piece_length: meta.geometry.map_or(0, |geometry| geometry.piece_length()),
         piece_count: meta.geometry.map_or(0, |geometry| geometry.piece_count()),
-        pieces_held: content.pieces().len(),
+        pieces_held: held,
         pieces_wanted: wanted,
         fetches,
         origin_bytes,
@@ -125,6 +130,18 @@ fn task(engine: &Engine, content: &TaskContent) -> ours::TaskStatus {
         created_at: Some(meta.created_at.into()),
         updated_at: Some(meta.updated_at.into()),
         ttl_left: wire::duration(meta.ttl_left),
-        note: String::new(),
+        note: if told { String::new() } else { FETCHED_BEFORE.to_owned() },
+    }
+}
+
+/// What is shown of a task that does not run: what its last run has counted, and what holds for the next.
+fn last(engine: &Engine, key: &TaskKey) -> TaskView {
+    let sources = engine.known.sources(key).unwrap_or_default();
+    TaskView {
+        origin_bytes: sources.origin,
+        peer_bytes: sources.peers,
+        local_bytes: sources.local,
+        limit: engine.known.limit(key),
+        ..TaskView::default()
     }
 }

@@ -125,8 +125,22 @@ async fn pauses_are_remembered_and_what_does_not_run_cannot_be_cancelled() {
     assert!(!content.meta().paused);
     let idle = client.cancel(CancelRequest { task: reference(&key) }).await.unwrap_err();
     assert_eq!(idle.code(), Code::FailedPrecondition);
-    let limit = LimitRequest { task: reference(&key), bytes_per_second: 5 };
-    assert_eq!(client.limit(limit).await.unwrap_err().code(), Code::FailedPrecondition);
+    let mut limit = LimitRequest { task: reference(&key), bytes_per_second: 5 };
+    client.limit(limit.clone()).await.unwrap();
+    assert_eq!(engine.known.limit(&key), Some(5), "for its next run");
+    (0..3).for_each(|number| hold(&content, number));
+    let complete = client.limit(limit.clone()).await.unwrap_err();
+    assert_eq!(complete.code(), Code::FailedPrecondition);
+    assert!(
+        complete.message().contains("is complete") && complete.message().ends_with("limited"),
+        "{complete}"
+    );
+    limit.bytes_per_second = 0;
+    client.limit(limit).await.unwrap();
+    assert_eq!(engine.known.limit(&key), None);
+    let complete = client.pause(PauseRequest { task: reference(&key) }).await.unwrap_err();
+    assert_eq!(complete.code(), Code::FailedPrecondition);
+    assert!(complete.message().ends_with("paused") && !content.meta().paused, "{complete}");
     for (task, code) in [
         (None, Code::InvalidArgument),
         (Some(TaskRef { kind: 99, id: key.id.to_string() }), Code::InvalidArgument),
@@ -174,6 +188,38 @@ async fn the_status_shows_host_tasks_and_actors() {
     assert_eq!(client.get_receipt(ask("me")).await.unwrap().into_inner().local_bytes, 7);
     assert_eq!(client.get_receipt(ask("you")).await.unwrap_err().code(), Code::NotFound);
     client.list_cluster(ListClusterRequest::default()).await.unwrap();
+    daemon.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_tasks_that_do_not_run_the_status_shows_what_is_known() {
+    let (_home, daemon) = daemon("").await;
+    let engine = daemon.engine();
+    for digit in ['a', 'b'] {
+        hold(&empty(&engine.store, &key(digit), 2, None), 0);
+    }
+    empty(&engine.store, &key('c'), 2, None);
+    engine.known.ran(&key('a'), crate::known::Sources { origin: 1, peers: 2, local: 3 });
+    engine.known.set_limit(&key('a'), Some(9));
+    let mut client = LocalClient::new(channel(&daemon).await);
+    let mut stream = client.status(StatusRequest::default()).await.unwrap().into_inner();
+    let mut tasks = Vec::new();
+    while let Some(part) = stream.message().await.unwrap() {
+        tasks.extend(part.tasks);
+    }
+    let told = |digit| {
+        let id = key(digit).id.to_string();
+        tasks.iter().find(|status| status.task.as_ref().is_some_and(|task| task.id == id)).unwrap()
+    };
+    let ended = told('a');
+    let sources = (ended.origin_bytes, ended.peer_bytes, ended.local_bytes);
+    assert_eq!((sources, ended.bytes_per_second, ended.note.as_str()), ((1, 2, 3), 9, ""));
+    assert!(told('b').note.contains("before this daemon started"), "{:?}", told('b'));
+    assert_eq!(told('c').note, "", "nothing was fetched");
+    // What is deleted is forgotten.
+    let gone = dfdaemon::DeleteLocalTaskRequest { task_id: key('a').id.to_string(), ..Default::default() };
+    DfdaemonDownloadClient::new(channel(&daemon).await).delete_local_task(gone).await.unwrap();
+    assert_eq!(engine.known.sources(&key('a')), None);
     daemon.kill().await;
 }
 

@@ -124,6 +124,38 @@ async fn a_deleted_task_cannot_be_joined_and_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_begins_with_its_tasks_limit_and_leaves_its_sources() {
+    let (_home, daemon) = daemon("").await;
+    let (engine, key) = (daemon.engine(), key('a'));
+    let content = empty(&engine.store, &key, 2, None);
+    hold(&content, 0);
+    content.set_paused(true).unwrap();
+    engine.known.set_limit(&key, Some(7));
+    let mut member = join(engine, &content).await.unwrap();
+    let shown = async {
+        loop {
+            match engine.live.view(&key).filter(|view| view.clients == 1) {
+                Some(view) => return view,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(SOON, shown).await.unwrap().limit, Some(7));
+    assert_eq!(engine.known.sources(&key), None, "nothing has ended yet");
+    engine.tasks.cast(TasksMsg::Control(
+        key.clone(),
+        Control::Cancel,
+        tokio::sync::oneshot::channel().0.into(),
+    ));
+    let me = member.client;
+    until(&mut member, |event| *event == ProgressEvent::Failed(me, LostClient::Cancelled)).await;
+    drop(member);
+    idle(engine).await;
+    assert_eq!(engine.known.sources(&key), Some(Sources { origin: 0, peers: 0, local: 1 }));
+    daemon.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn users_pause_limit_and_cancel_what_runs() {
     let (_home, daemon) = daemon("").await;
     let (engine, key) = (daemon.engine(), key('a'));

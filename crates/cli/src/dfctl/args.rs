@@ -43,7 +43,7 @@ pub enum Command {
     Resume(Task),
     /// Stop fetching a task and fail its downloads; what it has stays
     Cancel(Task),
-    /// Limit how fast a task is fetched
+    /// Limit how fast a task is fetched, now and by later downloads until the daemon restarts
     Limit {
         /// The task's id or its beginning
         task: String,

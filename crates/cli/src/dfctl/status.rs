@@ -33,10 +33,17 @@ pub(super) async fn run(channel: Channel, json: bool) -> Result<String, Failure>
     Ok(if io::stdout().is_terminal() { paint(&text) } else { text })
 }
 
-/// The task on this host that `name` means.
-pub(super) async fn resolve(channel: &Channel, name: &str, title: &'static str) -> Result<TaskRef, Failure> {
+/// The task on this host that `name` means, and whether it is one that waits for its next download.
+pub(super) async fn resolve(
+    channel: &Channel,
+    name: &str,
+    title: &'static str,
+) -> Result<(TaskRef, bool), Failure> {
     let tasks = read(channel, title).await?.tasks;
-    choose(tasks.into_iter().filter_map(|status| status.task).collect(), name, title)
+    let task = choose(tasks.iter().filter_map(|status| status.task.clone()).collect(), name, title)?;
+    // So the daemon calls what neither runs nor is complete nor paused.
+    let idle = tasks.iter().any(|status| status.state == "partial" && status.task.as_ref() == Some(&task));
+    Ok((task, idle))
 }
 
 async fn read(channel: &Channel, title: &'static str) -> Result<Snapshot, Failure> {
@@ -155,9 +162,12 @@ fn task_row(task: &TaskStatus) -> Vec<String> {
             task.pieces_held
         ),
     };
-    // Told of the run that is under way; before and after it nobody counts.
-    let counted = task.origin_bytes + task.peer_bytes + task.local_bytes > 0;
-    let source = |bytes: u64| if counted { units::bytes(bytes) } else { "-".to_owned() };
+    let known = sources_known(task);
+    let source = |bytes: u64| match known {
+        _ if task.pieces_held == 0 && bytes == 0 => "-".to_owned(),
+        true => units::bytes(bytes),
+        false => "unknown".to_owned(),
+    };
     vec![
         id.to_owned(),
         task.state.clone(),
@@ -170,6 +180,13 @@ fn task_row(task: &TaskStatus) -> Vec<String> {
     ]
 }
 
+/// Whether the daemon counted where the task's bytes came from: it does in the run under way and keeps what the last one
+/// counted, but not across its restart.
+fn sources_known(task: &TaskStatus) -> bool {
+    let runs = task.clients > 0 || task.fetches > 0;
+    runs || task.pieces_held == 0 || task.origin_bytes + task.peer_bytes + task.local_bytes > 0
+}
+
 /// What does not fit the table: why it waits, its limit, its parents.
 fn task_lines(task: &TaskStatus) -> String {
     let id = task.task.as_ref().map_or("-", |task| task.id.get(..SHORT_ID).unwrap_or(&task.id));
@@ -178,10 +195,10 @@ fn task_lines(task: &TaskStatus) -> String {
         facts.push(format!("{} waiting", task.clients));
     }
     if task.fetches > 0 {
-        facts.push(format!("{} pieces in flight", task.fetches));
+        facts.push(format!("{} in flight", pieces(task.fetches)));
     }
     if task.uploads > 0 {
-        facts.push(format!("{} pieces being sent", task.uploads));
+        facts.push(format!("{} being sent", pieces(task.uploads)));
     }
     if task.bytes_per_second > 0 {
         facts.push(format!("limited to {}/s", units::bytes(task.bytes_per_second)));
@@ -204,7 +221,7 @@ fn task_lines(task: &TaskStatus) -> String {
 
 fn parent_text(parent: &ParentStatus) -> String {
     let address = if parent.address.is_empty() { &parent.peer_id } else { &parent.address };
-    let mut text = format!("{address}: {} pieces, {}", parent.pieces, units::bytes(parent.bytes));
+    let mut text = format!("{address}: {}, {}", pieces(parent.pieces), units::bytes(parent.bytes));
     if parent.fetches > 0 {
         text.push_str(&format!(", {} in flight", parent.fetches));
     }
@@ -212,6 +229,10 @@ fn parent_text(parent: &ParentStatus) -> String {
         text.push_str(", banned");
     }
     text
+}
+
+fn pieces(count: u32) -> String {
+    format!("{count} piece{}", if count == 1 { "" } else { "s" })
 }
 
 fn host_json(status: &HostStatus) -> Value {
@@ -259,6 +280,8 @@ fn task_json(task: &TaskStatus) -> Value {
         })
     };
     let kind = task.task.as_ref().map(|task| kind_name(task.kind()));
+    let known = sources_known(task);
+    let source = |bytes: u64| known.then_some(bytes);
     json!({
         "id": task.task.as_ref().map(|task| &task.id),
         "kind": kind,
@@ -270,9 +293,9 @@ fn task_json(task: &TaskStatus) -> Value {
         "pieces_held": task.pieces_held,
         "pieces_wanted": task.pieces_wanted,
         "fetches": task.fetches,
-        "origin_bytes": task.origin_bytes,
-        "peer_bytes": task.peer_bytes,
-        "local_bytes": task.local_bytes,
+        "origin_bytes": source(task.origin_bytes),
+        "peer_bytes": source(task.peer_bytes),
+        "local_bytes": source(task.local_bytes),
         "clients": task.clients,
         "uploads": task.uploads,
         "bytes_per_second": task.bytes_per_second,
@@ -400,6 +423,27 @@ mod tests {
         assert_eq!(task_row(&task)[2], "-");
         task.content_length = Some(0);
         assert_eq!(task_row(&task)[2], "100%");
-        assert_eq!(task_row(&task)[4..7], ["-", "-", "-"], "nothing was counted");
+        assert_eq!(task_row(&task)[4..7], ["-", "-", "-"], "nothing was fetched");
+    }
+
+    #[test]
+    fn sources_of_ended_tasks_are_told_or_said_to_be_unknown() {
+        let mut task = TaskStatus { pieces_held: 4, piece_count: 4, peer_bytes: 7, ..Default::default() };
+        assert_eq!(task_row(&task)[4..7], ["0 B", "7 B", "0 B"]);
+        assert_eq!(task_json(&task)["origin_bytes"], 0);
+        task.peer_bytes = 0;
+        assert_eq!(task_row(&task)[4..7], ["unknown", "unknown", "unknown"]);
+        assert_eq!(task_json(&task)["origin_bytes"], Value::Null);
+        task.clients = 1;
+        assert_eq!(task_row(&task)[4..7], ["0 B", "0 B", "0 B"], "a run that has just begun");
+    }
+
+    #[test]
+    fn one_piece_is_no_pieces() {
+        let mut task = TaskStatus { fetches: 1, uploads: 2, ..Default::default() };
+        task.parents.push(ParentStatus { pieces: 1, ..Default::default() });
+        let lines = task_lines(&task);
+        assert!(lines.contains(": 1 piece in flight, 2 pieces being sent\n"), "{lines}");
+        assert!(lines.contains(": 1 piece, 0 B\n"), "{lines}");
     }
 }

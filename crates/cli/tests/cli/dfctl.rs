@@ -113,6 +113,23 @@ async fn orders_reach_the_daemon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn orders_for_what_does_not_run_say_from_when_they_hold() {
+    let mut idle = status();
+    idle.tasks[0].state = "partial".to_owned();
+    let fake = Fake::start(Script { status: Some(idle), ..Script::default() });
+    for (arguments, said) in [
+        (&["pause", "012"][..], format!("paused {TASK_ID}; its next download waits until dfctl resume\n")),
+        (
+            &["limit", "012", "10MiB/s"],
+            format!("limited {TASK_ID} to 10.0 MiB/s from its next download on\n"),
+        ),
+    ] {
+        let ended = fake.dfctl(arguments).await;
+        assert_eq!((ended.code, ended.stdout), (Some(0), said));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_of_dragonflys_is_told_apart() {
     let ended = Fake::start(Script::default()).dfctl(&["pause", "0"]).await;
     assert_eq!(ended.code, Some(1), "{ended:?}");

@@ -63,9 +63,11 @@ async fn the_tools_show_and_steer() {
     assert_eq!(stat["local"]["id"], id);
     assert_eq!(stat["swarm"]["state"], "Succeeded");
 
+    assert_eq!(node.told(&["status"]).await["tasks"][0]["origin_bytes"], LENGTH, "told after its end too");
+    let refused = node.dfctl(&["pause", short]).await;
+    assert!(refused.code == Some(1) && refused.stdout.contains("is complete"), "{refused:?}");
     for (arguments, said) in [
-        (&["pause", short][..], format!("paused {id}\n")),
-        (&["resume", short], format!("resumed {id}\n")),
+        (&["resume", short][..], format!("resumed {id}\n")),
         (&["task", "rm", short], "Task Removed!\n".to_owned()),
     ] {
         let ended = node.dfctl(arguments).await;
