@@ -63,6 +63,7 @@ pub fn from_response(response: AnnouncePeerResponse) -> (Vec<FromScheduler>, Vec
     let mut parents = Vec::new();
     if let Some(facts) = response.facts {
         all.push(FromScheduler::Facts(Facts {
+            generation: facts.generation,
             learned: facts.learned.map(learned_from),
             first: facts.first,
             crcs: facts.crcs.into_iter().map(Crc).collect(),

@@ -35,6 +35,8 @@ pub(super) struct Dialogue {
     /// The scheduler was told that this peer fetches everything from the origin.
     back_to_source: bool,
     pub(super) learned_told: bool,
+    /// The version that the last facts of this stream were about.
+    pub(super) facts_generation: Option<u64>,
     /// Reports for a scheduler that cannot be told yet; at most one per piece.
     untold: Vec<ToScheduler>,
     /// The last refusal or loss, for error texts.
@@ -68,6 +70,7 @@ impl Dialogue {
             started_told: false,
             back_to_source: false,
             learned_told: false,
+            facts_generation: None,
             untold: Vec::new(),
             trouble: None,
         }
@@ -134,6 +137,7 @@ impl Dialogue {
         self.trouble = Some(trouble);
         (self.answered, self.awaiting, self.started_told, self.learned_told) = (false, false, false, false);
         self.back_to_source = false;
+        self.facts_generation = None;
     }
 }
 

@@ -96,6 +96,9 @@ pub struct ParentInfo {
 /// The scheduler's knowledge of a task (our schedulers only).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
+    /// Which version this is about, counted by the scheduler within one announce stream: more than in an earlier message
+    /// where this is its later word.
+    pub generation: u64,
     /// What is known of the content, when anything is.
     pub learned: Option<Learned>,
     /// The first piece that `crcs` speaks of.

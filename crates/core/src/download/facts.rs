@@ -123,11 +123,14 @@ impl Download {
 
     /// The scheduler says what it knows.
     pub(super) fn on_facts(&mut self, facts: Facts) {
+        let before = self.dialogue.facts_generation.replace(facts.generation);
+        let verdict = before.is_some_and(|before| before < facts.generation);
         if let Some(learned) = &facts.learned {
             let Some(geometry) = self.geometry_of(learned) else { return };
             if self.known.contradicts(learned, geometry) {
-                // Older news than what the origin itself told us is no news.
-                if !self.known.seen_at_origin {
+                // Older news than what the origin itself told us is no news, unless the scheduler has heard of ours and
+                // knows better.
+                if !self.known.seen_at_origin || verdict {
                     let validator = learned.validator.clone();
                     self.begin_restart(validator, Some(facts));
                 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::facts::Known;
 use super::{Download, Lease, ToScheduler};
 use crate::Tick;
+use crate::pieces::runs;
 
 /// The leases that live.
 #[derive(Debug, Default)]
@@ -96,18 +97,6 @@ fn pieces(lease: &Lease, known: &Known) -> impl Iterator<Item = u32> {
     ranges.into_iter().flatten()
 }
 
-/// Ascending numbers as runs.
-fn runs(numbers: impl Iterator<Item = u32>) -> Vec<Range<u32>> {
-    let mut runs: Vec<Range<u32>> = Vec::new();
-    for number in numbers {
-        match runs.last_mut() {
-            Some(run) if run.end == number => run.end += 1,
-            _ => runs.push(number..number + 1),
-        }
-    }
-    runs
-}
-
 impl Download {
     pub(super) fn on_lease(&mut self, lease: Lease) {
         let id = lease.id;
@@ -116,8 +105,8 @@ impl Download {
         }
     }
 
-    /// Ends leases that are done, that have fallen silent, or that are of no use here; the latter are given back, so
-    /// that another host can have the pieces.
+    /// Ends leases that are done, that have fallen silent, or that are of no use here; unless they have ended by
+    /// silence they are given back, so that another host can have the pieces.
     pub(super) fn settle_leases(&mut self) {
         if self.leases.is_empty() {
             return;
@@ -139,9 +128,9 @@ impl Download {
             };
             let ended = self.leases.remove(|live| !pieces(&live.lease, known).any(used));
             for lease in ended {
-                if pieces(&lease, &self.known).any(|piece| !self.known.held.contains(piece)) {
-                    self.tell(ToScheduler::Release(lease.id));
-                }
+                // Even where everything is held: the scheduler may not know that of every piece, and would keep the rest
+                // from others for as long as this peer reports anything.
+                self.tell(ToScheduler::Release(lease.id));
             }
         }
         if let Some(until) = self.leases.live.iter().map(|live| live.until).min() {

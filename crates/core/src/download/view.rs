@@ -129,6 +129,11 @@ impl Download {
         })
     }
 
+    /// Peers from which nothing is taken any more: their bytes or their geometry were wrong.
+    pub fn banned(&self) -> impl Iterator<Item = &PeerId> {
+        self.banned.iter()
+    }
+
     /// Waiting clients, in the order they joined.
     pub fn clients(&self) -> impl Iterator<Item = ClientView> + '_ {
         self.clients.iter().map(|waiting| ClientView {

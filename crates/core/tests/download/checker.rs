@@ -414,6 +414,6 @@ impl Checker {
                 self.ledger.insert(piece, *crc);
             }
         }
-        self.step(Event::Scheduler(FromScheduler::Facts(Facts { learned: None, first, crcs })))
+        self.step(Event::Scheduler(FromScheduler::Facts(Facts { first, crcs, ..Facts::default() })))
     }
 }

@@ -89,8 +89,8 @@ fn parent_infos() -> impl Strategy<Value = Vec<ParentInfo>> {
 }
 
 fn scheduler() -> impl Strategy<Value = FromScheduler> {
-    let facts = proptest::option::of(any_learned()).prop_map(|learned| {
-        FromScheduler::Facts(damselfly_core::download::Facts { learned, ..Default::default() })
+    let facts = (0u64..4, proptest::option::of(any_learned())).prop_map(|(generation, learned)| {
+        FromScheduler::Facts(damselfly_core::download::Facts { generation, learned, ..Default::default() })
     });
     let lease = (0u64..5, 0..PIECES, 1u32..8, 0u64..3).prop_map(|(id, first, count, generation)| {
         let mut message = lease(id, first..first + count);

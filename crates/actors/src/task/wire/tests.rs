@@ -90,7 +90,7 @@ fn facts_ride_beside_any_arm_and_learned_comes_back_as_it_went() {
         response: Some(Response::EmptyTaskResponse(sched::EmptyTaskResponse {})),
     };
     let (said, _) = from_response(response);
-    let facts = Facts { learned: Some(learned), first: 2, crcs: vec![Crc(5), Crc(6)] };
+    let facts = Facts { generation: 1, learned: Some(learned), first: 2, crcs: vec![Crc(5), Crc(6)] };
     assert_eq!(said, [FromScheduler::Facts(facts), FromScheduler::Empty]);
 }
 

@@ -143,6 +143,47 @@ fn newer_facts_of_the_scheduler_replace_what_was_held() {
 }
 
 #[test]
+fn the_schedulers_later_word_outweighs_what_was_seen_at_the_origin() {
+    let answer = |tag: &str| Learned {
+        validator: Validator { etag: Some(tag.into()), last_modified: None },
+        ..learned(4)
+    };
+    let facts = |generation, tag| {
+        FromScheduler::Facts(Facts { generation, learned: Some(answer(tag)), ..Facts::default() })
+    };
+    let mut t = fresh();
+    t.join(1);
+    t.scheduler(FromScheduler::Connected { ours: true });
+    t.scheduler(facts(3, "new"));
+    t.scheduler(lease(1, 0..4));
+    // The request was under way when the content changed.
+    let (id, _) = t.at_origin()[0];
+    t.fail(id, FailureKind::Changed(answer("old").validator));
+    t.reap();
+    let (first, _) = t.at_origin()[0];
+    t.learn(first, answer("old"));
+    assert_eq!(t.generation, 1);
+    t.scheduler(facts(3, "new"));
+    assert_eq!((t.generation, t.at_origin().is_empty()), (1, false), "what it said before is no news");
+    t.scheduler(facts(4, "new"));
+    assert!(t.at_origin().is_empty());
+    t.reap();
+    assert_eq!((t.generation, t.geometry.map(|geometry| geometry.piece_count())), (2, Some(4)));
+
+    // The first word on a new stream was said without having heard of ours.
+    let mut t = connected(4);
+    t.scheduler(lease(1, 0..4));
+    let (id, _) = t.at_origin()[0];
+    t.learn(id, answer("seen"));
+    t.scheduler(FromScheduler::Lost("gone".into()));
+    t.tick(ms(200), &[]);
+    t.scheduler(FromScheduler::Connected { ours: true });
+    t.scheduler(facts(9, "other"));
+    t.reap();
+    assert_eq!(t.generation, 0);
+}
+
+#[test]
 fn unknown_length_is_read_to_the_end_by_one() {
     let mut t = fresh();
     t.join(1);
