@@ -58,6 +58,8 @@ fn wrong_bytes_ban_a_parent_for_good() {
     t.reap();
     t.parents(&[("bad", true), ("good", true)]);
     assert!(t.at("bad").is_empty(), "even when it is offered again");
+    t.parents(&[("good", true)]);
+    assert_eq!(t.machine.banned().map(PeerId::as_str).collect::<Vec<_>>(), ["bad"], "and shown as that");
     let effects = deliver_all(&mut t);
     assert_eq!(t.finished, Some(Outcome::Done));
     assert!(sources(&effects).iter().all(|(_, source)| *source == Source::Parent("good".into())));

@@ -149,6 +149,18 @@ fn leases_of_no_use_are_given_back() {
 }
 
 #[test]
+fn leases_of_what_is_held_are_given_back_too() {
+    let mut t = Checker::new(Config::default(), held(20, &[0, 1, 2, 3]));
+    t.join(1);
+    t.scheduler(FromScheduler::Connected { ours: true });
+    let effects = t.scheduler(lease(1, 0..4));
+    assert_eq!(told(&effects), [ToScheduler::BackToSourceStarted, ToScheduler::Release(1)]);
+    t.scheduler(lease(2, 4..6));
+    let effects = deliver_all(&mut t);
+    assert_eq!(told(&effects).last(), Some(&ToScheduler::Release(2)), "whether or not every report counted");
+}
+
+#[test]
 fn a_silent_lease_ends() {
     let mut t = connected(20);
     t.scheduler(lease(1, 0..8));
