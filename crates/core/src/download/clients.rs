@@ -34,7 +34,10 @@ impl Download {
         self.last_end = Some(LastEnd::Joined);
         self.stuck_since = None;
         self.clients.push(Waiting { client, wish: None });
-        self.resolve_clients();
+        if self.restart.is_none() {
+            // Else what is held is about to go.
+            self.resolve_clients();
+        }
     }
 
     pub(super) fn on_leave(&mut self, client: ClientId) {

@@ -35,8 +35,8 @@ pub(super) struct Dialogue {
     /// The scheduler was told that this peer fetches everything from the origin.
     back_to_source: bool,
     pub(super) learned_told: bool,
-    /// The version that the last facts of this stream were about.
-    pub(super) facts_generation: Option<u64>,
+    /// The newest version of the content that it has spoken of over this stream, as it counts them.
+    pub(super) heard: Option<u64>,
     /// Reports for a scheduler that cannot be told yet; at most one per piece.
     untold: Vec<ToScheduler>,
     /// The last refusal or loss, for error texts.
@@ -70,7 +70,7 @@ impl Dialogue {
             started_told: false,
             back_to_source: false,
             learned_told: false,
-            facts_generation: None,
+            heard: None,
             untold: Vec::new(),
             trouble: None,
         }
@@ -131,13 +131,18 @@ impl Dialogue {
         }
     }
 
+    /// The pieces that were to be reported are of a version that has gone.
+    pub(super) fn forget_reports(&mut self) {
+        self.untold.clear();
+    }
+
     /// The stream is over; what was told over it must be told anew.
     fn close(&mut self, state: State, trouble: String) {
         self.state = state;
         self.trouble = Some(trouble);
         (self.answered, self.awaiting, self.started_told, self.learned_told) = (false, false, false, false);
         self.back_to_source = false;
-        self.facts_generation = None;
+        self.heard = None;
     }
 }
 
@@ -272,6 +277,9 @@ impl Download {
     }
 
     fn on_connected(&mut self, ours: bool) {
+        if self.dialogue.state == State::Registering {
+            self.count_versions_anew();
+        }
         (self.dialogue.state, self.dialogue.ours, self.dialogue.ever_open) = (State::Open, ours, true);
         self.leases.renew(self.now);
         if ours {

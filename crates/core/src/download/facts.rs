@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Download, Effect, Facts, Failure, FailureKind, Held, LastEnd, Learned, LostClient, ToScheduler, Validator,
+    Download, Effect, Facts, Failure, FailureKind, Held, Learned, LostClient, ToScheduler, Validator,
 };
 use crate::{Crc, Geometry, PeerId, PieceSet};
+
+/// Facts kept while a new version waits to be taken up: as many as a scheduler says within the moment that takes.
+const MAX_LATER: usize = 64;
 
 /// The content as far as it is known.
 #[derive(Debug, Default)]
@@ -19,8 +22,9 @@ pub(super) struct Known {
     pub(super) length_untold: bool,
     /// What our own attempt learned from the origin, until the content changes.
     pub(super) from_origin: Option<Learned>,
-    /// Whether the version comes from the origin itself in this run: that outweighs the scheduler's older word.
-    seen_at_origin: bool,
+    /// Where the version comes from the origin itself in this run: what the scheduler had spoken of by then
+    /// (`Dialogue::heard`). Only its later word outweighs that.
+    seen_at_origin: Option<u64>,
     pub(super) held: PieceSet,
     /// The union of the waiting clients' pieces.
     pub(super) wanted: PieceSet,
@@ -36,8 +40,19 @@ pub(super) struct Known {
 #[derive(Debug)]
 pub(super) struct Restart {
     validator: Validator,
-    /// The scheduler's word on the new version, where it brought the news.
-    adopt: Option<Facts>,
+    /// As of the new version.
+    seen_at_origin: Option<u64>,
+    /// The scheduler's word on the new version, where it brought the news, and what it has said since.
+    facts: Vec<Facts>,
+}
+
+impl Restart {
+    fn keep(&mut self, facts: Facts) {
+        self.facts.retain(|earlier| earlier.generation >= facts.generation);
+        if self.facts.len() < MAX_LATER {
+            self.facts.push(facts);
+        }
+    }
 }
 
 impl Known {
@@ -96,7 +111,7 @@ impl Download {
             return self.begin_restart(learned.validator, None);
         }
         self.known.merge(&learned.validator);
-        self.known.seen_at_origin = true;
+        self.known.seen_at_origin = Some(self.dialogue.heard.unwrap_or_default());
         self.stuck_since = None;
         self.known.ranges = learned.ranges.or(self.known.ranges);
         self.known.length_untold |= learned.content_length.is_none();
@@ -114,6 +129,7 @@ impl Download {
     pub(super) fn tell_learned(&mut self) {
         if self.dialogue.is_ours()
             && !self.dialogue.learned_told
+            && self.restart.is_none()
             && let Some(learned) = self.known.from_origin.clone()
         {
             self.dialogue.learned_told = true;
@@ -121,16 +137,47 @@ impl Download {
         }
     }
 
+    /// The scheduler has spoken of this version. Says whether it is the newest so far; what was said of older ones is
+    /// no news.
+    pub(super) fn hear(&mut self, generation: u64) -> bool {
+        if self.dialogue.heard.is_some_and(|heard| generation < heard) {
+            return false;
+        }
+        if self.dialogue.heard.replace(generation).is_none() {
+            // Its first word on a new stream was said without having heard what we saw.
+            let restart = self.restart.as_mut().map(|restart| &mut restart.seen_at_origin);
+            for seen in [Some(&mut self.known.seen_at_origin), restart].into_iter().flatten() {
+                *seen = seen.map(|_| generation);
+            }
+        }
+        true
+    }
+
+    /// Another stream, perhaps to another scheduler.
+    pub(super) fn count_versions_anew(&mut self) {
+        self.leases.count_anew();
+        if let Some(restart) = &mut self.restart {
+            restart.facts.clear();
+        }
+    }
+
     /// The scheduler says what it knows.
     pub(super) fn on_facts(&mut self, facts: Facts) {
-        let before = self.dialogue.facts_generation.replace(facts.generation);
-        let verdict = before.is_some_and(|before| before < facts.generation);
+        if !self.hear(facts.generation) {
+            return;
+        }
+        match &mut self.restart {
+            Some(restart) => restart.keep(facts),
+            None => self.take_facts(facts),
+        }
+    }
+
+    fn take_facts(&mut self, facts: Facts) {
         if let Some(learned) = &facts.learned {
             let Some(geometry) = self.geometry_of(learned) else { return };
             if self.known.contradicts(learned, geometry) {
-                // Older news than what the origin itself told us is no news, unless the scheduler has heard of ours and
-                // knows better.
-                if !self.known.seen_at_origin || verdict {
+                // Its CRCs are of that version, too.
+                if self.known.seen_at_origin.is_none_or(|seen| seen < facts.generation) {
                     let validator = learned.validator.clone();
                     self.begin_restart(validator, Some(facts));
                 }
@@ -150,7 +197,7 @@ impl Download {
 
     /// The length at second hand, without a version to it. Where the origin comes to say another, that is a new version.
     pub(super) fn on_hearsay(&mut self, geometry: Geometry) {
-        let told = self.known.seen_at_origin || self.restarts > 0;
+        let told = self.known.seen_at_origin.is_some() || self.restarts > 0;
         if !told && self.restart.is_none() {
             self.adopt(geometry, &Learned::default());
         }
@@ -183,12 +230,7 @@ impl Download {
     /// The geometry `learned` amounts to; the outer `None` when there cannot be one, which fails every client.
     fn geometry_of(&mut self, learned: &Learned) -> Option<Option<Geometry>> {
         let Some(length) = learned.content_length else { return Some(None) };
-        let geometry = match (self.config.piece_length, learned.piece_length) {
-            (Some(piece_length), _) => Geometry::new(length, piece_length),
-            (None, 0) => Geometry::derived(length),
-            (None, piece_length) => Geometry::new(length, piece_length),
-        };
-        match geometry {
+        match Geometry::told(length, self.config.piece_length.unwrap_or(learned.piece_length)) {
             Ok(geometry) => Some(Some(geometry)),
             Err(error) => {
                 let failure = Failure {
@@ -227,44 +269,46 @@ impl Download {
 
     /// The content is another version. Attempts at the old one are cancelled, and its parents forgotten: what they hold
     /// is the old version as far as we know.
-    pub(super) fn begin_restart(&mut self, validator: Validator, adopt: Option<Facts>) {
+    pub(super) fn begin_restart(&mut self, validator: Validator, facts: Option<Facts>) {
         if self.restart.is_some() {
             return;
         }
         self.cancel_all();
-        if self.clients.is_empty() {
-            // Whoever comes next finds out anew.
-            return;
-        }
         self.forget_parents();
-        self.restarts += 1;
+        self.dialogue.forget_reports();
+        // Where nobody waits it is for whoever joins before the end.
+        self.restarts += u32::from(!self.clients.is_empty());
         if self.restarts > self.config.max_restarts {
             let before = self.known.validator.clone();
-            self.last_end = Some(LastEnd::Failed("the content kept changing".to_owned()));
             self.fail_everybody(|_| LostClient::Changed { before: before.clone(), after: validator.clone() });
-        } else {
-            self.restart = Some(Restart { validator, adopt });
         }
+        let seen_at_origin = facts.is_none().then(|| self.dialogue.heard.unwrap_or_default());
+        self.restart = Some(Restart { validator, seen_at_origin, facts: facts.into_iter().collect() });
     }
 
     /// Begins the new generation once the last attempt at the old one is over.
     pub(super) fn settle_restart(&mut self) {
-        if !self.attempts.is_empty() {
-            return;
-        }
-        let Some(restart) = self.restart.take() else { return };
-        self.stuck_since = None;
-        let generation = self.known.generation + 1;
-        self.known = Known {
-            generation,
-            validator: restart.validator,
-            seen_at_origin: restart.adopt.is_none(),
-            ..Known::default()
-        };
-        self.emit(Effect::NewGeneration(generation));
-        self.unresolve_clients();
-        if let Some(facts) = restart.adopt {
-            self.on_facts(facts);
+        // More than once where the scheduler has spoken of yet another version since.
+        while self.attempts.is_empty()
+            && !self.clients.is_empty()
+            && let Some(restart) = self.restart.take()
+        {
+            self.stuck_since = None;
+            let generation = self.known.generation + 1;
+            self.known = Known {
+                generation,
+                validator: restart.validator,
+                seen_at_origin: restart.seen_at_origin,
+                ..Known::default()
+            };
+            self.emit(Effect::NewGeneration(generation));
+            self.unresolve_clients();
+            for facts in restart.facts {
+                match &mut self.restart {
+                    Some(restart) => restart.keep(facts),
+                    None => self.take_facts(facts),
+                }
+            }
         }
     }
 }

@@ -45,6 +45,11 @@ impl Leases {
         numbers
     }
 
+    /// Another stream, where versions may be counted otherwise: from those that are restated there, if any.
+    pub(super) fn count_anew(&mut self) {
+        self.generation = self.live.iter().map(|live| live.lease.generation).max().unwrap_or_default();
+    }
+
     /// Keeps a lease; those for older content end. Says whether it was kept.
     fn grant(&mut self, lease: Lease, now: Tick) -> bool {
         if lease.generation < self.generation {
@@ -100,6 +105,7 @@ fn pieces(lease: &Lease, known: &Known) -> impl Iterator<Item = u32> {
 impl Download {
     pub(super) fn on_lease(&mut self, lease: Lease) {
         let id = lease.id;
+        self.hear(lease.generation);
         if !self.leases.grant(lease, self.now) && !self.leases.live.iter().any(|live| live.lease.id == id) {
             self.tell(ToScheduler::Release(id));
         }

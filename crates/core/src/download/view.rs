@@ -69,6 +69,12 @@ impl Download {
         self.paused
     }
 
+    /// Whether a new version of the content waits until no attempt at the old one runs.
+    #[must_use]
+    pub fn is_restarting(&self) -> bool {
+        self.restart.is_some()
+    }
+
     /// What the download waits for and what was tried, in words for a log line or a user.
     #[must_use]
     pub fn situation(&self) -> String {

@@ -43,6 +43,10 @@ pub(crate) struct Checker {
     /// The origin did not tell the length: who reads such content keeps its lease, however long it is silent.
     unmeasured: bool,
     ledger: BTreeMap<u32, Crc>,
+    /// What was said of the ledger while a new version waited to be taken up. What has been said since outweighs it.
+    late: BTreeMap<u32, Vec<Crc>>,
+    /// The newest version that the scheduler has spoken of over this stream.
+    heard: u64,
     leases: BTreeMap<u64, (Lease, Tick)>,
     lease_generation: u64,
     /// Leave for everything: for ever, or until the scheduler's next answer.
@@ -83,6 +87,8 @@ impl Checker {
             denied: BTreeSet::new(),
             unmeasured: false,
             ledger: BTreeMap::new(),
+            late: BTreeMap::new(),
+            heard: 0,
             leases: BTreeMap::new(),
             lease_generation: 0,
             granted: false,
@@ -157,9 +163,18 @@ impl Checker {
     }
 
     fn observe_scheduler(&mut self, message: &FromScheduler) {
+        match message {
+            FromScheduler::Facts(Facts { generation, .. })
+            | FromScheduler::BackToSource(Some(Lease { generation, .. })) => {
+                self.heard = self.heard.max(*generation);
+            }
+            FromScheduler::Refused(_) | FromScheduler::Absent | FromScheduler::Lost(_) => self.heard = 0,
+            _ => {}
+        }
         let mut answer = || {
             if !self.open {
                 self.renew_leases();
+                self.lease_generation = 0;
             }
             self.open = true;
             self.assumed = false;
@@ -169,6 +184,9 @@ impl Checker {
         };
         match message {
             FromScheduler::Connected { ours } => {
+                if !self.open {
+                    self.lease_generation = 0;
+                }
                 (self.open, self.ours) = (true, *ours);
                 self.renew_leases();
             }
@@ -323,7 +341,8 @@ impl Checker {
             Fetch::Piece { piece, parent, crc, .. } => {
                 assert!(self.known_parents.contains(parent) && !self.banned.contains(parent), "{fetch:?}");
                 assert!(!self.denied.contains(&(parent.clone(), *piece)), "{fetch:?} of what was denied");
-                assert_eq!(*crc, self.ledger.get(piece).copied(), "{fetch:?}");
+                let late = self.late.get(piece).zip(*crc).is_some_and(|(late, crc)| late.contains(&crc));
+                assert!(late || *crc == self.ledger.get(piece).copied(), "{fetch:?}");
                 (Some(*piece), Some(parent.clone()))
             }
             Fetch::OriginPiece { piece, .. } => (Some(*piece), None),
@@ -409,11 +428,17 @@ impl Checker {
     /// The ledger as the scheduler is about to tell it: fetches must carry it.
     pub(crate) fn tell_ledger(&mut self, first: u32, crcs: Vec<Crc>) -> Vec<Effect> {
         let count = self.geometry.map_or(u32::MAX, |geometry| geometry.piece_count());
-        if self.registered {
-            for (piece, crc) in (first..).zip(&crcs).filter(|(piece, _)| *piece < count) {
-                self.ledger.insert(piece, *crc);
+        let restarting = self.machine.is_restarting();
+        let told = (first..).zip(crcs.clone()).filter(|_| self.registered);
+        for (piece, crc) in told {
+            if restarting {
+                self.late.entry(piece).or_default().push(crc);
+            } else if piece < count {
+                self.late.remove(&piece);
+                self.ledger.insert(piece, crc);
             }
         }
-        self.step(Event::Scheduler(FromScheduler::Facts(Facts { first, crcs, ..Facts::default() })))
+        let facts = Facts { generation: self.heard, first, crcs, ..Facts::default() };
+        self.step(Event::Scheduler(FromScheduler::Facts(facts)))
     }
 }

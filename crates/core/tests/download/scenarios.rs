@@ -4,6 +4,7 @@ mod clients;
 mod origin;
 mod parents;
 mod scheduler;
+mod versions;
 
 use damselfly_core::download::{ClientId, Config, Effect, FromScheduler, Held, LostClient};
 use damselfly_core::{Geometry, PieceSet};
