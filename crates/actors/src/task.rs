@@ -31,7 +31,7 @@ use damselfly_core::download::{
     AttemptId, Client, ClientId, Config as MachineConfig, Download, Event, FailureKind, FromAttempt,
     FromParent, FromScheduler, HeadersId, Held, Outcome,
 };
-use damselfly_core::{PeerId, TaskKey};
+use damselfly_core::{PeerId, PieceSet, TaskKey};
 use damselfly_storage::TaskContent;
 use damselfly_transport::TokenBucket;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -154,7 +154,8 @@ pub struct TaskState {
     parents: HashMap<PeerId, Parent>,
     requests: HashMap<HeadersId, Arc<OriginRequest>>,
     download: Arc<DownloadProto>,
-    reserved: u32,
+    /// What room was made for.
+    reserved: PieceSet,
     timer: Timer,
     joined: HashSet<ClientId>,
     finished: Option<Outcome>,
@@ -220,7 +221,7 @@ impl TaskState {
             parents: HashMap::new(),
             requests: HashMap::new(),
             download: Arc::default(),
-            reserved: 0,
+            reserved: PieceSet::default(),
             timer: Timer::default(),
             joined: HashSet::new(),
             finished: None,

@@ -6,7 +6,7 @@ use damselfly_core::download::{
     AttemptId, Effect, Event, Failure, FailureKind, Fetch, FromAttempt, FromParent, FromScheduler, Lease,
     Outcome, Source, ToScheduler, Validator,
 };
-use damselfly_core::{PeerId, PieceSpan};
+use damselfly_core::{PeerId, PieceSet, PieceSpan};
 use damselfly_storage::Facts;
 use ractor::{Actor, ActorRef};
 use tokio_util::sync::CancellationToken;
@@ -174,10 +174,10 @@ impl TaskState {
         let span =
             span.ok_or_else(|| failure(FailureKind::Cancelled, "piece has no place in the content"))?;
         let wanted = self.machine.wanted();
-        if wanted.len() != self.reserved {
+        if *wanted != self.reserved {
             tokio::task::block_in_place(|| self.args.content.reserve(wanted))
                 .map_err(|why| storage_failure(&why))?;
-            self.reserved = wanted.len();
+            self.reserved = self.machine.wanted().clone();
         }
         Ok(span)
     }
@@ -251,7 +251,7 @@ impl TaskState {
     }
 
     fn new_generation(&mut self, generation: u64) -> Vec<Event> {
-        self.reserved = 0;
+        self.reserved = PieceSet::default();
         let content = &self.args.content;
         let begun =
             tokio::task::block_in_place(|| content.begin_generation(generation, Validator::default()));

@@ -97,28 +97,31 @@ impl TaskState {
     pub(super) fn publish(&mut self) {
         self.explain();
         let wanted = self.missing();
-        let parents = self.machine.parents().map(|parent| {
-            let known = self.parents.get(&parent.id);
+        let view = |id: &PeerId, banned: bool, fetches: usize| {
+            let known = self.parents.get(id);
             let address =
                 known.map_or_else(String::new, |known| known.vortex.unwrap_or(known.grpc).to_string());
-            let (pieces, bytes) = self.tally.parents.get(&parent.id).copied().unwrap_or_default();
+            let (pieces, bytes) = self.tally.parents.get(id).copied().unwrap_or_default();
             ParentView {
-                id: parent.id.clone(),
+                id: id.clone(),
                 address,
                 ours: known.is_some_and(|known| known.ours),
-                banned: parent.state == "dropped",
-                fetches: u32::try_from(parent.in_flight).unwrap_or(u32::MAX),
+                banned,
+                fetches: u32::try_from(fetches).unwrap_or(u32::MAX),
                 pieces,
                 bytes,
             }
-        });
+        };
+        let parents = self.machine.parents().map(|parent| view(&parent.id, false, parent.in_flight));
+        let parents: Vec<ParentView> =
+            parents.chain(self.machine.banned().map(|id| view(id, true, 0))).collect();
         let view = TaskView {
             state: self.machine.state().to_owned(),
             wanted,
             fetches: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             clients: u32::try_from(self.machine.clients().count()).unwrap_or(u32::MAX),
             limit: self.args.limit.rate(),
-            parents: parents.collect(),
+            parents,
             origin_bytes: self.tally.origin,
             peer_bytes: self.tally.peers,
             local_bytes: self.tally.local,

@@ -125,8 +125,10 @@ impl Sync {
     async fn run(self, asked: Vec<u32>) {
         let mut changes = self.content.changes();
         let over = self.engine.live.until_over(&self.key);
+        // In this order: a generation that begins in between is noticed.
+        let mut most = self.content.pieces().len();
         let generation = self.content.meta().generation;
-        let (mut interest, mut most) = (Interest::Asked(asked), 0);
+        let mut interest = Interest::Asked(asked);
         loop {
             changes.mark_unchanged();
             let Ok(left) = self.send_held(interest).await else { return };
