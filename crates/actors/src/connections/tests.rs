@@ -1,13 +1,17 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use damselfly_core::{Content, Crc, Kind, PieceSpan, TaskId};
-use damselfly_transport::tcp::{self, PieceProvider, Served, ServedFuture, ServerOptions, UploadCounters};
+use damselfly_transport::tcp::{
+    self, LaneError, PieceProvider, Served, ServedFuture, ServerOptions, UploadCounters,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::connection::IDLE;
 use super::*;
 use crate::kit::ask;
 
