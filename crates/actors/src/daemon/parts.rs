@@ -1,20 +1,18 @@
 //! Making the daemon's parts, in the order in which they need each other.
 
+mod options;
+mod place;
+
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use damselfly_core::HostId;
-use damselfly_core::download::Config as MachineConfig;
-use damselfly_scheduler_client::{
-    Cluster, ClusterOptions, Dynconfig, DynconfigError, Holdings, HostProvider, ManagerSource, Order, Source,
-};
+use damselfly_scheduler_client::{Cluster, ClusterOptions, Holdings, HostProvider, Order, Source};
 use damselfly_source::Origin;
 use damselfly_storage::Store;
-use damselfly_transport::tcp::{Deadlines, DialOptions, ServerOptions, SocketOptions, UploadCounters};
-use damselfly_transport::{BufferPool, TokenBucket};
+use damselfly_transport::BufferPool;
+use damselfly_transport::tcp::{ServerOptions, UploadCounters};
 use ractor::Actor;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -23,10 +21,7 @@ use tonic::service::Routes;
 use super::{DaemonOptions, StartError, collector};
 use crate::announcer;
 use crate::clock::Clock;
-use crate::config::{
-    AddressInputs, Addresses, Config, CongestionControl, EmbeddedScheduler, SchedulerSource, default_route,
-    route_to,
-};
+use crate::config::Config;
 use crate::connections::{Connections, ConnectionsArgs};
 use crate::engine::{Engine, Identity, Limits, Ports};
 use crate::holdings::StoreHoldings;
@@ -41,6 +36,9 @@ use crate::receipts::Receipts;
 use crate::socket;
 use crate::tasks::Tasks;
 use crate::upload::Uploads;
+pub(crate) use options::store_options;
+use options::{dial_options, limit, machine_config, origin_options, socket_options};
+use place::{Scheduling, Sockets, bind, identity, remembered_port, scheduling};
 
 /// Memory for receive and send buffers together.
 const BUFFER_BUDGET: u64 = 64 << 20;
@@ -53,150 +51,8 @@ pub(super) struct Parts {
     pub(super) tree: GroupArgs,
 }
 
-struct Sockets {
-    grpc: Bound,
-    vortex: Bound,
-    health: Bound,
-    metrics: Bound,
-    scheduler: Option<Bound>,
-}
-
-/// Whom the daemon asks, and whether it answers itself.
-struct Scheduling {
-    source: Option<Source>,
-    /// The dynconfig file, where there is one: its block list counts whoever schedules.
-    file: Option<PathBuf>,
-    embed: EmbeddedScheduler,
-    addresses: Addresses,
-    joined: Vec<SocketAddr>,
-}
-
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::System { what, source }
-}
-
-/// The dynconfig file. One that cannot be understood is refused: going on without it would be another cluster.
-fn dynconfig(config: &Config) -> Result<Option<Dynconfig>, StartError> {
-    match Dynconfig::read(&config.dynconfig.path) {
-        Ok(dynconfig) => Ok(Some(dynconfig)),
-        Err(DynconfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            if config.dynconfig.named {
-                tracing::warn!(file = %config.dynconfig.path.display(), "dynconfig not found, going on without");
-            }
-            Ok(None)
-        }
-        Err(why) => Err(StartError::Dynconfig(why)),
-    }
-}
-
-async fn scheduling(config: &Config) -> Result<Scheduling, StartError> {
-    let dynconfig = dynconfig(config)?;
-    let file = dynconfig.is_some().then(|| config.dynconfig.path.clone());
-    let named = dynconfig.filter(|dynconfig| dynconfig.addr.is_some() || !dynconfig.addrs.is_empty());
-    let choice = SchedulerSource::decide(
-        &config.join,
-        config.manager.addr.as_deref(),
-        named.map(|_| config.dynconfig.path.clone()),
-    );
-    let mut joined = Vec::new();
-    for target in &config.join {
-        // A name that cannot be resolved now is tried again at every refresh.
-        joined.extend(target.resolve().await.unwrap_or_default());
-    }
-    let route = match joined.first() {
-        Some(first) => route_to(*first).ok(),
-        None => default_route(),
-    };
-    let addresses = Addresses::decide(AddressInputs {
-        listen: config.listen,
-        joins: choice != SchedulerSource::Own,
-        host_ip: config.host.ip,
-        server_ip: config.upload.listen.ip,
-        route,
-        ipv6: config.ipv6,
-    })?;
-    let own = SocketAddr::new(addresses.announce, config.scheduler.listen.port.number);
-    let embed = EmbeddedScheduler::decide(config.scheduler.embedded, &choice, own, &joined);
-    let source = match choice {
-        SchedulerSource::Join(targets) => Some(match &file {
-            Some(file) => Source::JoinWithBlocks { targets, file: file.clone() },
-            None => Source::Join(targets),
-        }),
-        SchedulerSource::Manager(addr) => Some(Source::Manager(Box::new(ManagerSource {
-            addr,
-            tls: config.manager.tls.clone(),
-            scheduler_tls: config.scheduler.tls.clone(),
-            idc: config.host.idc.clone(),
-            location: config.host.location.clone(),
-            scheduler_cluster_id: config.host.scheduler_cluster_id.unwrap_or_default(),
-            commit: env!("CARGO_PKG_VERSION").to_owned(),
-        }))),
-        SchedulerSource::Dynconfig(path) => Some(Source::File(path)),
-        SchedulerSource::Own => None,
-    };
-    Ok(Scheduling { source, file, embed, addresses, joined })
-}
-
-fn bind(
-    config: &Config,
-    scheduling: &mut Scheduling,
-    remembered: Option<u16>,
-) -> Result<Sockets, StartError> {
-    let ip = scheduling.addresses.bind;
-    let scheduler = match scheduling.embed {
-        EmbeddedScheduler::No => None,
-        EmbeddedScheduler::Yes => Some(Bound::bind("the scheduler", config.scheduler.listen, ip, None)?),
-        EmbeddedScheduler::IfFree(_) => {
-            let mut listen = config.scheduler.listen;
-            listen.port.named = true;
-            Bound::bind("the scheduler", listen, ip, None).ok()
-        }
-    };
-    Ok(Sockets {
-        grpc: Bound::bind("gRPC", config.upload.listen, ip, remembered)?,
-        vortex: Bound::bind("Vortex TCP", config.storage.tcp, ip, None)?,
-        health: Bound::bind("health", config.health, ip, None)?,
-        metrics: Bound::bind("metrics", config.metrics, ip, None)?,
-        scheduler,
-    })
-}
-
-/// The hostname others see. Two daemons on one host must differ: the one whose default port was taken adds its port, and
-/// keeps that name, so that its content is found again after a restart.
-fn identity(config: &Config, grpc: SocketAddr, ip: IpAddr, remembered: Option<u16>) -> Identity {
-    let hostname = config
-        .host
-        .hostname
-        .clone()
-        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
-    let listen = config.upload.listen.port;
-    let moved = !listen.named && grpc.port() != listen.number;
-    let hostname = match remembered.or(moved.then_some(grpc.port())) {
-        Some(port) if config.host.hostname.is_none() => format!("{hostname}-{port}"),
-        _ => hostname,
-    };
-    let seed = config.seed_peer.is_some();
-    Identity { host_id: HostId::new(ip, &hostname, seed), hostname, ip, seed, incarnation: rand::random() }
-}
-
-fn remembered_port(file: &Path) -> Option<u16> {
-    std::fs::read_to_string(file).ok()?.trim().parse().ok()
-}
-
-fn dial_options(config: &Config) -> DialOptions {
-    DialOptions {
-        deadlines: Deadlines { turn: config.download.piece_timeout, ..Deadlines::default() },
-        socket: socket_options(config),
-        ..DialOptions::new(true)
-    }
-}
-
-fn socket_options(config: &Config) -> SocketOptions {
-    let congestion = match config.download.congestion_control {
-        CongestionControl::Auto | CongestionControl::Bbr => "bbr",
-        CongestionControl::Cubic => "cubic",
-    };
-    SocketOptions { congestion: Some(congestion.to_owned()), ..SocketOptions::default() }
 }
 
 struct Announcement {
@@ -292,44 +148,6 @@ pub(crate) fn engine(
         faults: options.faults,
         config,
     }))
-}
-
-/// The machine with what the configuration says of it.
-fn machine_config(config: &Config) -> MachineConfig {
-    let machine = MachineConfig::default();
-    let most = config.download.concurrent_piece_count.max(1) as usize;
-    let retries = config.backend.max_retries;
-    MachineConfig {
-        max_schedule_count: config.scheduler.max_schedule_count,
-        max_in_flight: most,
-        origin_window: machine.origin_window.min(most),
-        origin_window_shared: machine.origin_window_shared.min(most),
-        origin_tries: retries.map_or(machine.origin_tries, |retries| retries.saturating_add(1)),
-        ..machine
-    }
-}
-
-/// A limit of hundreds of gigabits is none; leaving it out saves every buffer a visit.
-fn limit(bytes_per_second: u64) -> TokenBucket {
-    TokenBucket::new((bytes_per_second < 50_000_000_000).then_some(bytes_per_second))
-}
-
-pub(crate) fn store_options(config: &Config) -> damselfly_storage::Options {
-    damselfly_storage::Options {
-        dir: config.storage.dir.clone(),
-        keep: config.storage.keep,
-        capacity: config.gc.disk_threshold,
-        high_percent: config.gc.disk_high_percent,
-        low_percent: config.gc.disk_low_percent,
-        task_ttl: config.gc.task_ttl,
-    }
-}
-
-fn origin_options(config: &Config) -> damselfly_source::Options {
-    damselfly_source::Options {
-        extra_headers: config.backend.request_header.clone().into_iter().collect(),
-        ..damselfly_source::Options::default()
-    }
 }
 
 fn cluster(
