@@ -15,12 +15,14 @@ pub struct Config {
     /// Makes this peer start at other pieces than its siblings: any number that differs between hosts. Default: 0.
     pub seed: u64,
 
-    /// Attempts at moving parents together, 1 or more. Stalled ones come on top, up to as many again. Default: 16.
+    /// Attempts at moving parents together, 1 or more, those included that wait for their turn in a parent's queue.
+    /// Stalled ones come on top, up to as many again. Default: 16.
     pub max_in_flight: usize,
-    /// Attempts at one parent: least and most. Between the two, its rate decides. Default: 2 and 8.
+    /// Attempts at one parent: least and most. Between the two, its rate decides. Default: 2 and 16.
     pub window: (usize, usize),
-    /// Attempts at a parent whose rate is not known yet. Default: 4.
-    pub first_window: usize,
+    /// Attempts at a parent whose rate is not known yet, and the least at one beside which there is no other: what is
+    /// queued there keeps nobody waiting, and fills a long link from the start. Default: 4 and 16.
+    pub first_window: (usize, usize),
     /// How much work lies queued at one parent: enough to fill the pipe, and little enough not to wait for at the end.
     /// Default: 400 ms.
     pub queue_time: Duration,
@@ -28,8 +30,12 @@ pub struct Config {
     pub max_parents: usize,
     /// Attempts at the origin for a lone host. Default: 4.
     pub origin_window: usize,
-    /// Attempts at the origin while siblings wait: pieces done one after another can be passed on early. Default: 2.
+    /// Attempts at the origin while siblings wait, and at first, while they may be about to come: pieces done one after
+    /// another can be passed on early. Default: 2.
     pub origin_window_shared: usize,
+    /// Attempts at parents while siblings wait for pieces that this peer is fetching from the origin: those come first
+    /// on the link, for nobody else can get them. Default: 4.
+    pub max_in_flight_leased: usize,
 
     /// How often ticks are asked for while anything is in flight. Default: 100 ms.
     pub tick: Duration,
@@ -85,12 +91,13 @@ impl Default for Config {
             piece_length: None,
             seed: 0,
             max_in_flight: 16,
-            window: (2, 8),
-            first_window: 4,
+            window: (2, 16),
+            first_window: (4, 16),
             queue_time: ms(400),
             max_parents: 32,
             origin_window: 4,
             origin_window_shared: 2,
+            max_in_flight_leased: 4,
             tick: ms(100),
             stall: ms(600),
             hedge_percent: 75,

@@ -94,8 +94,12 @@ impl Download {
             .any(|attempt| attempt.piece == Some(piece) && attempt.parent.as_ref() == Some(id))
     }
 
-    /// The end game: parents that have room and nothing new to fetch ask for the pieces that would be late elsewhere.
+    /// The end game: when all that is missing is on its way, parents that have room ask for the pieces that would be late
+    /// elsewhere. Before, they will have something new soon, and what they would send twice is missed by others.
     pub(super) fn hedge(&mut self, idle: &[PeerId]) {
+        if self.known.missing.iter().any(|piece| self.outstanding(piece) == 0) {
+            return;
+        }
         for parent in idle {
             while self.room_for_one()
                 && self.parents_with_room().contains(parent)

@@ -29,6 +29,8 @@ pub(super) struct Origin {
     /// Pieces that were not what the ledger says; what comes right in between does not make up for these.
     contradictions: u32,
     retry_at: Option<Tick>,
+    /// A piece came from it in this run.
+    gave_a_piece: bool,
     /// Attempts begun before this moment have had their failure counted.
     counted_from: Tick,
 }
@@ -45,6 +47,7 @@ impl Origin {
     /// A piece came: whatever failed before is over.
     pub(super) fn delivered(&mut self) {
         (self.failures, self.retry_at) = (0, None);
+        self.gave_a_piece = true;
     }
 }
 
@@ -137,7 +140,9 @@ impl Download {
 
     pub(super) fn origin_window(&self) -> usize {
         let siblings = self.parents.values().any(|parent| parent.listed);
-        if siblings { self.config.origin_window_shared } else { self.config.origin_window }
+        // Who has a lease has a scheduler, and its parents are told a moment later.
+        let first = self.origin.whole.is_none() && !self.origin.gave_a_piece;
+        if siblings || first { self.config.origin_window_shared } else { self.config.origin_window }
     }
 
     /// Headers and spare room for a piece of a parent that stalled.

@@ -110,10 +110,12 @@ impl Parent {
         self.listed && (has_something || self.watch != Watch::Ended)
     }
 
-    /// Attempts it should have in flight.
-    pub(super) fn window(&self, config: &Config, piece_length: u64) -> usize {
+    /// Attempts it should have in flight, `alone` where no other parent is usable.
+    pub(super) fn window(&self, config: &Config, piece_length: u64, alone: bool) -> usize {
         let (least, most) = config.window;
-        let Some(rate) = self.rate else { return config.first_window.clamp(least, most) };
+        let (first, first_alone) = config.first_window;
+        let least = if alone { least.max(first_alone).min(most) } else { least };
+        let Some(rate) = self.rate else { return first.clamp(least, most) };
         let pieces = rate * config.queue_time.as_secs_f64() / piece_length.max(1) as f64;
         // A float beyond the range of usize saturates.
         (pieces.ceil() as usize).saturating_add(1).clamp(least, most)

@@ -54,13 +54,26 @@ impl Download {
                 .filter_map(|attempt| attempt.parent.as_ref())
         };
         let moving = live().filter(|id| self.parents.get(id).is_none_or(|parent| !parent.stalled)).count();
-        moving < self.config.max_in_flight && live().count() < 2 * self.config.max_in_flight
+        moving < self.most_in_flight() && live().count() < 2 * self.config.max_in_flight
+    }
+
+    /// How many attempts may be in flight: fewer while the origin's bytes, which siblings wait for, share the link.
+    fn most_in_flight(&self) -> usize {
+        let leased = || self.attempts.values().any(|attempt| attempt.is_live() && attempt.parent.is_none());
+        let most = self.config.max_in_flight;
+        if self.has_siblings() && leased() { most.min(self.config.max_in_flight_leased) } else { most }
+    }
+
+    /// Whether others fetch this task, too.
+    pub(super) fn has_siblings(&self) -> bool {
+        self.parents.values().any(|parent| parent.listed && !parent.complete)
     }
 
     /// Usable parents with room in their windows, in this peer's own order.
     pub(super) fn parents_with_room(&self) -> Vec<PeerId> {
         let piece_length = self.known.geometry.map_or(0, |geometry| geometry.piece_length());
-        self.parents_below(|parent| parent.window(&self.config, piece_length))
+        let alone = self.parents.values().filter(|parent| parent.is_usable()).count() < 2;
+        self.parents_below(|parent| parent.window(&self.config, piece_length, alone))
     }
 
     /// Usable parents with fewer attempts in flight than `most` says, in this peer's own order.
