@@ -47,7 +47,8 @@ pub(crate) struct Checker {
     late: BTreeMap<u32, Vec<Crc>>,
     /// The newest version that the scheduler has spoken of over this stream.
     heard: u64,
-    leases: BTreeMap<u64, (Lease, Tick)>,
+    /// By number and generation: another scheduler may count both anew while former leases live.
+    leases: BTreeMap<(u64, u64), (Lease, Tick)>,
     lease_generation: u64,
     /// Leave for everything: for ever, or until the scheduler's next answer.
     granted: bool,
@@ -207,7 +208,8 @@ impl Checker {
                 answer();
                 if lease.generation >= self.lease_generation {
                     self.lease_generation = lease.generation;
-                    self.leases.insert(lease.id, (lease.clone(), self.now + lease.silence));
+                    let until = self.now + lease.silence;
+                    self.leases.insert((lease.id, lease.generation), (lease.clone(), until));
                 }
             }
             FromScheduler::Facts(_) => answer(),
@@ -325,7 +327,7 @@ impl Checker {
 
     fn check_tell(&mut self, message: &ToScheduler) {
         match message {
-            ToScheduler::Release(id) => drop(self.leases.remove(id)),
+            ToScheduler::Release(id) => self.leases.retain(|(lease, _), _| lease != id),
             ToScheduler::PieceFailed { parent, .. } => drop(self.banned.insert(parent.clone())),
             ToScheduler::PieceFinished { .. } => {
                 self.renew_leases();
