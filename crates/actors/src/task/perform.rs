@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use damselfly_api::common::v2 as common;
 use damselfly_core::download::{
     AttemptId, Effect, Event, Failure, FailureKind, Fetch, FromAttempt, FromParent, FromScheduler, Lease,
     Outcome, Source, ToScheduler, Validator,
 };
-use damselfly_core::{PeerId, PieceSet, PieceSpan};
+use damselfly_core::{Geometry, PeerId, PieceSet, PieceSpan};
 use damselfly_storage::Facts;
 use ractor::{Actor, ActorRef};
 use tokio_util::sync::CancellationToken;
@@ -59,13 +60,19 @@ impl TaskState {
         Vec::new()
     }
 
-    async fn register(&mut self, myself: &ActorRef<TaskMsg>, restate: &[Lease]) -> Vec<Event> {
-        let meta = self.args.content.meta();
+    /// What this peer registers with: the first client's words, and what is known by now.
+    fn registration(&self, geometry: Option<Geometry>) -> common::Download {
         let mut download = (*self.download).clone();
-        if let Some(geometry) = meta.geometry {
+        if let Some(geometry) = geometry {
             wire::set_geometry(&mut download, geometry);
         }
         download.concurrent_piece_count = Some(self.engine().config.download.concurrent_piece_count);
+        download
+    }
+
+    async fn register(&mut self, myself: &ActorRef<TaskMsg>, restate: &[Lease]) -> Vec<Event> {
+        let meta = self.args.content.meta();
+        let download = self.registration(meta.geometry);
         let held = self.args.content.pieces();
         let restated = (!restate.is_empty() || !held.is_empty())
             .then(|| wire::restate(restate, &held, meta.generation, &meta.validator));
@@ -94,7 +101,11 @@ impl TaskState {
     fn tell(&mut self, message: &ToScheduler) {
         let Some(session) = &self.session else { return };
         let geometry = self.args.content.meta().geometry;
-        let Some(wire) = self.dialogue.tell(message, geometry) else { return };
+        let wire = match message {
+            ToScheduler::Wants(range) => Some(self.dialogue.wants(self.registration(geometry), *range)),
+            _ => self.dialogue.tell(message, geometry),
+        };
+        let Some(wire) = wire else { return };
         let wire = Box::new(wire);
         if !matches!(message, ToScheduler::Finished { .. } | ToScheduler::Failed { .. }) {
             drop(session.cast(SessionMsg::Tell(wire)));
@@ -229,7 +240,7 @@ impl TaskState {
 
     fn learn(&mut self, learned: &damselfly_core::download::Learned) -> Vec<Event> {
         if let Some(length) = learned.content_length {
-            let geometry = damselfly_core::Geometry::new(length, learned.piece_length);
+            let geometry = Geometry::new(length, learned.piece_length);
             let facts = geometry.map(|geometry| Facts {
                 geometry: Some(geometry),
                 validator: learned.validator.clone(),

@@ -12,7 +12,7 @@ use damselfly_api::scheduler::v2::{self as sched, AnnouncePeerRequest, AnnounceP
 use damselfly_core::download::{
     Facts, Failure, FromScheduler, Learned, Lease, ParentInfo, ToScheduler, Validator,
 };
-use damselfly_core::{Crc, Geometry, HostId, PeerId, PieceSet};
+use damselfly_core::{ByteRange, Crc, Geometry, HostId, PeerId, PieceSet};
 
 /// A parent as the supervisor knows it: who it is and where it answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,6 +200,13 @@ impl Dialogue {
         })))
     }
 
+    /// Registers again on the same stream, for another part of the content: the whole without a range.
+    #[must_use]
+    pub fn wants(&self, download: common::Download, range: Option<ByteRange>) -> AnnouncePeerRequest {
+        let range = range.map(|range| common::Range { start: range.start, length: range.length });
+        self.register(common::Download { range, ..download }, None)
+    }
+
     /// Any later message; `None` where it would speak of a piece that has no place in `geometry`.
     #[must_use]
     pub fn tell(&self, message: &ToScheduler, geometry: Option<Geometry>) -> Option<AnnouncePeerRequest> {
@@ -216,6 +223,8 @@ impl Dialogue {
                     let bare = self.wrap(None);
                     return Some(AnnouncePeerRequest { learned: Some(learned_to(learned)), ..bare });
                 }
+                // A registration needs the client's words: `Dialogue::wants`.
+                ToScheduler::Wants(_) => return None,
                 ToScheduler::Release(lease) => {
                     let bare = self.wrap(None);
                     return Some(AnnouncePeerRequest { released_lease: Some(*lease), ..bare });

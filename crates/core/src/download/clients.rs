@@ -31,6 +31,12 @@ impl Download {
             // A newcomer is a new chance: its headers may have been refused, or the origin given up, long ago.
             self.origin.forgive(client.headers);
         }
+        if self.last_end.is_none() {
+            self.dialogue.registers_with = match client.range {
+                RangeSpec::Span(range) => Some(range),
+                RangeSpec::Whole | RangeSpec::From(_) | RangeSpec::Last(_) => None,
+            };
+        }
         self.last_end = Some(LastEnd::Joined);
         self.stuck_since = None;
         self.clients.push(Waiting { client, wish: None });

@@ -10,7 +10,7 @@
 use super::config::backoff;
 use super::origin::Leave;
 use super::{Download, Effect, FromScheduler, Learned, PeerId, ToScheduler};
-use crate::{Geometry, Tick};
+use crate::{ByteRange, Geometry, Tick};
 
 /// The state of the dialogue.
 #[derive(Debug)]
@@ -37,6 +37,10 @@ pub(super) struct Dialogue {
     pub(super) learned_told: bool,
     /// The newest version of the content that it has spoken of over this stream, as it counts them.
     pub(super) heard: Option<u64>,
+    /// The part of the content that the first client wants, with which this peer registers; the whole without one.
+    pub(super) registers_with: Option<ByteRange>,
+    /// The part of which the scheduler grants leases, as it was told last, and when that was.
+    pub(super) told_range: (Option<ByteRange>, Tick),
     /// Reports for a scheduler that cannot be told yet; at most one per piece.
     untold: Vec<ToScheduler>,
     /// The last refusal or loss, for error texts.
@@ -71,6 +75,8 @@ impl Dialogue {
             back_to_source: false,
             learned_told: false,
             heard: None,
+            registers_with: None,
+            told_range: (None, now),
             untold: Vec::new(),
             trouble: None,
         }
@@ -149,7 +155,8 @@ impl Dialogue {
 impl Download {
     /// Tells the scheduler, when there is one that listens.
     pub(super) fn tell(&mut self, message: ToScheduler) {
-        let ours_only = matches!(message, ToScheduler::Release(_) | ToScheduler::Learned(_));
+        let ours_only =
+            matches!(message, ToScheduler::Release(_) | ToScheduler::Learned(_) | ToScheduler::Wants(_));
         if self.dialogue.state == State::Open && (self.dialogue.ours || !ours_only) {
             self.emit(Effect::Tell(message));
         }
@@ -198,7 +205,8 @@ impl Download {
                     self.register();
                 }
             }
-            State::Registering | State::Open | State::Gone(None) => {}
+            State::Open => self.settle_wishes(),
+            State::Registering | State::Gone(None) => {}
         }
     }
 
@@ -207,6 +215,7 @@ impl Download {
             self.dialogue.silent_since = self.now;
         }
         self.dialogue.state = State::Registering;
+        self.dialogue.told_range = (self.dialogue.registers_with, self.now);
         let restate = self.leases.restate(&self.known);
         self.emit(Effect::Register { restate });
     }

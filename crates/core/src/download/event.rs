@@ -315,6 +315,9 @@ pub enum ToScheduler {
     },
     /// DownloadPieceBackToSourceFailed.
     OriginFailed(Failure),
+    /// Of this part of the content leases are wanted from now on, of the whole without one: this peer registers again on
+    /// the same stream (our schedulers only).
+    Wants(Option<ByteRange>),
     /// A lease is given back (our schedulers only).
     Release(u64),
     /// ReschedulePeer: these parents are used up.

@@ -150,6 +150,35 @@ impl Download {
         self.known.geometry.is_none() && self.known.from_origin.is_some() && self.dialogue.is_ours()
     }
 
+    /// Whether a piece among these is missing that neither a lease nor a parent will bring.
+    fn lacks_lease(&self, mut pieces: Range<u32>) -> bool {
+        let offered = |piece| self.parents.values().any(|parent| parent.listed && parent.has.contains(piece));
+        pieces
+            .any(|piece| self.known.missing.contains(piece) && !self.leases.covers(piece) && !offered(piece))
+    }
+
+    /// Our scheduler grants leases of one part of the content. Where clients want different parts it is told of another
+    /// one as soon as what it was told of needs no leases, and else after a while: what that lacks may long be with others.
+    pub(super) fn settle_wishes(&mut self) {
+        let Some(geometry) = self.known.geometry.filter(|_| self.dialogue.is_ours()) else { return };
+        if !self.dialogue.has_answered() || self.origin.whole.is_some() || !self.origin_is_open() {
+            return;
+        }
+        let all = 0..geometry.piece_count();
+        let (told, at) = self.dialogue.told_range;
+        let told = told.map_or(all.clone(), |range| geometry.pieces_of(range));
+        let is_told = |pieces: &Range<u32>| told.start <= pieces.start && pieces.end <= told.end;
+        let mut others = self.clients.iter().filter_map(|waiting| waiting.wish.as_ref());
+        let next = others.find(|wish| !is_told(&wish.pieces) && self.lacks_lease(wish.pieces.clone()));
+        let Some(next) = next.cloned() else { return };
+        if self.lacks_lease(told) && !self.due(at + self.config.reschedule_after) {
+            return;
+        }
+        let range = Some(next.range).filter(|_| next.pieces != all);
+        self.dialogue.told_range = (range, self.now);
+        self.tell(ToScheduler::Wants(range));
+    }
+
     /// Gives every lease back.
     pub(super) fn release_leases(&mut self) {
         for lease in self.leases.remove(|_| true) {

@@ -95,6 +95,21 @@ fn facts_ride_beside_any_arm_and_learned_comes_back_as_it_went() {
 }
 
 #[test]
+fn another_part_is_wanted_in_the_words_of_the_first_registration() {
+    let dialogue = Dialogue { host_id: "host".into(), task_id: "task".to_owned(), peer_id: "peer".into() };
+    let first = common::Download { url: "http://origin/x".to_owned(), ..common::Download::default() };
+    let told = |range| {
+        let message = dialogue.wants(first.clone(), range);
+        let Some(Request::RegisterPeerRequest(register)) = message.request else { panic!() };
+        (message.peer_id, register.download.unwrap().range, register.restate.is_some())
+    };
+    let range = common::Range { start: 5, length: 7 };
+    let peer = "peer".to_owned();
+    assert_eq!(told(Some(ByteRange { start: 5, length: 7 })), (peer.clone(), Some(range), false));
+    assert_eq!(told(None), (peer, None, false));
+}
+
+#[test]
 fn everything_told_names_host_task_and_peer() {
     let dialogue = Dialogue { host_id: "host".into(), task_id: "task".to_owned(), peer_id: "peer".into() };
     let geometry = Geometry::new(10, 4).ok();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{connected, deliver_all, fresh, held, lost};
 use crate::checker::Checker;
-use crate::script::{client, learned, lease, ms, told};
+use crate::script::{PIECE, client, facts, learned, lease, ms, told};
 
 #[test]
 fn a_lone_host_fetches_everything_under_leases() {
@@ -161,6 +161,47 @@ fn leases_of_what_is_held_are_given_back_too() {
     t.scheduler(lease(2, 4..6));
     let effects = deliver_all(&mut t);
     assert_eq!(told(&effects).last(), Some(&ToScheduler::Release(2)), "whether or not every report counted");
+}
+
+#[test]
+fn parts_far_from_each_other_all_get_their_leases() {
+    let part = |id, first: u64, count: u64| {
+        let range = ByteRange { start: first * PIECE, length: count * PIECE };
+        (range, Event::Join(Client { range: RangeSpec::Span(range), ..client(id) }))
+    };
+    let (near, far) = (part(1, 0, 2), part(2, 100, 5));
+    let mut t = fresh();
+    t.step(near.1.clone());
+    t.scheduler(FromScheduler::Connected { ours: true });
+    t.scheduler(facts(110));
+    t.scheduler(lease(1, 0..2));
+    let effects = t.step(far.1.clone());
+    assert_eq!(told(&effects), [ToScheduler::Wants(Some(far.0))], "the first part needs no more");
+    t.scheduler(lease(2, 100..105));
+    deliver_all(&mut t);
+    assert_eq!(t.finished, Some(Outcome::Done));
+
+    // What the first part lacks is with somebody who does not get on.
+    let mut t = fresh();
+    t.step(near.1);
+    t.scheduler(FromScheduler::Connected { ours: true });
+    t.scheduler(facts(110));
+    assert!(told(&t.step(far.1)).is_empty());
+    let wants: Vec<ToScheduler> = (0..3).flat_map(|_| told(&t.tick(ms(1000), &[]))).collect();
+    let wants: Vec<&ToScheduler> =
+        wants.iter().filter(|message| matches!(message, ToScheduler::Wants(_))).collect();
+    let [near, far] = [near.0, far.0].map(|range| ToScheduler::Wants(Some(range)));
+    assert_eq!(wants, [&far, &near, &far]);
+
+    // Whoever wants everything wants the parts, too.
+    let mut t = connected(110);
+    let effects = t.step(part(2, 100, 5).1);
+    assert!(
+        told(&effects).is_empty()
+            && told(&t.tick(ms(5000), &[]))
+                .iter()
+                .all(|message| { !matches!(message, ToScheduler::Wants(_)) })
+    );
 }
 
 #[test]
