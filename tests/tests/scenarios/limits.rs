@@ -39,13 +39,13 @@ async fn something_else_happens(host: &Host, origin: &OriginServer, seed: u64) {
     host.download(download(&other.url)).await.unwrap();
 }
 
-/// A download with every response held in the middle of its piece.
+/// A download with every response held in the middle of its piece: two until the first piece is there.
 async fn held(host: &Host, origin: &OriginServer, blob: &Blob) -> (Gate, Call) {
     let gate = Gate::closed();
     origin.set(blob, Behaviour { gate: Some((PIECE / 2, gate.clone())), ..Behaviour::default() });
     let mut call = host.open(to_file(&blob.url, &host.path("out"))).await.unwrap();
     call.started().await.unwrap();
-    gate.holds(4).await.unwrap();
+    gate.holds(2).await.unwrap();
     (gate, call)
 }
 
