@@ -156,14 +156,14 @@ async fn content_that_changes_midway_ends_up_as_the_new_version() {
     let path = host.path("out");
     let mut call = host.open(to_file(&blob.url, &path)).await.unwrap();
     call.started().await.unwrap();
-    gate.holds(4).await.unwrap();
+    gate.holds(2).await.unwrap();
     // Responses under way still give the old bytes; whoever asks from now on gets the new ones.
     origin.set(
         &blob,
         Behaviour { gate: Some((PIECE / 4, gate.clone())), cut_after: Some(0), ..Behaviour::version(99) },
     );
     gate.open();
-    origin.wait_until(&blob, |counts| counts.requests >= 5).await.unwrap();
+    origin.wait_until(&blob, |counts| counts.requests >= 3).await.unwrap();
     origin.set(&blob, Behaviour::version(99));
     call.finish().await.unwrap();
     new.check_file(&path).unwrap();
