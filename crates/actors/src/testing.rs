@@ -19,9 +19,16 @@ pub(crate) async fn daemon(yaml: &str) -> (TempDir, Daemon) {
 /// The same, with panics to be armed.
 pub(crate) async fn daemon_with(yaml: &str, faults: Faults) -> (TempDir, Daemon) {
     let home = tempfile::tempdir().unwrap();
+    let config = config(yaml, home.path(), Overrides::default());
+    let daemon = Daemon::start(config, DaemonOptions { faults }).await.unwrap();
+    (home, daemon)
+}
+
+/// `yaml` for a daemon in `home` on loopback with every port free, and what else `overrides` say.
+pub(crate) fn config(yaml: &str, home: &Path, overrides: Overrides) -> Config {
     let free = Some(0);
     let overrides = Overrides {
-        home: Some(home.path().to_owned()),
+        home: Some(home.to_owned()),
         listen: Some([127, 0, 0, 1].into()),
         ports: PortOverrides {
             grpc: free,
@@ -32,14 +39,12 @@ pub(crate) async fn daemon_with(yaml: &str, faults: Faults) -> (TempDir, Daemon)
             quic: free,
             scheduler: free,
         },
-        ..Overrides::default()
+        ..overrides
     };
-    let directories = Directories::decide(0, |_| None, Some(home.path())).unwrap();
+    let directories = Directories::decide(0, |_| None, Some(home)).unwrap();
     // A capacity of its own: how full the machine's disk is must not decide what the collector takes.
     let yaml = format!("gc: {{policy: {{diskThreshold: 10GiB}}}}\n{yaml}");
-    let config = Config::parse(&yaml, Path::new("dfdaemon.yaml"), &overrides, directories).unwrap().config;
-    let daemon = Daemon::start(config, DaemonOptions { faults }).await.unwrap();
-    (home, daemon)
+    Config::parse(&yaml, Path::new("dfdaemon.yaml"), &overrides, directories).unwrap().config
 }
 
 /// The key of a standard task whose id is `digit` 64 times.

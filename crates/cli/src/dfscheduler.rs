@@ -11,7 +11,7 @@ use std::time::Duration;
 use damselfly_actors::config::{
     AddressError, AddressInputs, Addresses, Directories, DirectoryError, default_route, route_to,
 };
-use damselfly_scheduler::service::{Config, GrpcOutbound, SchedulerService};
+use damselfly_scheduler::service::{Config, GrpcOutbound, SchedulerService, ring_of};
 use damselfly_scheduler_client::{Target, TargetError};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -70,7 +70,7 @@ async fn attempt(args: &Args) -> Result<ExitCode, RunError> {
     let refused = |why| RunError::Bind { address: bind, why };
     let listener = TcpListener::bind(bind).await.map_err(refused)?;
     let own = SocketAddr::new(addresses.announce, listener.local_addr().map_err(refused)?.port());
-    let config = Config { address: own.to_string(), ring: ring(own, &joined), ..Config::default() };
+    let config = Config { address: own.to_string(), ring: ring_of(own, &joined), ..Config::default() };
     tracing::info!(version = version::long(), address = %own, ring = ?config.ring, "dfscheduler serves");
     if !args.console {
         let _printed = writeln!(io::stderr().lock(), "dfscheduler: serving on {own}");
@@ -140,16 +140,6 @@ fn addresses(args: &Args, joined: &[SocketAddr]) -> Result<Addresses, AddressErr
     })
 }
 
-/// The ring's addresses, this scheduler's among them.
-fn ring(own: SocketAddr, joined: &[SocketAddr]) -> Vec<String> {
-    let mut ring: Vec<String> = joined.iter().map(ToString::to_string).collect();
-    let own = own.to_string();
-    if !ring.contains(&own) {
-        ring.push(own);
-    }
-    ring
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
@@ -174,7 +164,7 @@ mod tests {
     #[test]
     fn the_ring_holds_this_one_once() {
         let (own, other) = (SocketAddr::from(([10, 0, 0, 1], 8002)), SocketAddr::from(([10, 0, 0, 2], 8002)));
-        assert_eq!(ring(own, &[other]), ["10.0.0.2:8002", "10.0.0.1:8002"]);
-        assert_eq!(ring(own, &[own, other]), ["10.0.0.1:8002", "10.0.0.2:8002"]);
+        assert_eq!(ring_of(own, &[other]), ["10.0.0.2:8002", "10.0.0.1:8002"]);
+        assert_eq!(ring_of(own, &[own, other]), ["10.0.0.1:8002", "10.0.0.2:8002"]);
     }
 }

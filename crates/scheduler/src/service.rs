@@ -14,6 +14,7 @@ mod validate;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -57,6 +58,13 @@ pub struct Config {
     pub first_message: Duration,
 }
 
+/// The addresses of a ring: those that are joined, and this scheduler's own.
+#[must_use]
+pub fn ring_of(own: SocketAddr, joined: &[SocketAddr]) -> Vec<String> {
+    let own = (!joined.contains(&own)).then_some(&own);
+    joined.iter().chain(own).map(ToString::to_string).collect()
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -91,8 +99,8 @@ struct Face(Arc<SchedulerService>);
 
 /// A call to another host that a step asked for.
 enum Call {
-    Seed(damselfly_core::TaskKey, HostId, std::net::SocketAddr, Box<common::Download>),
-    Probe(HostId, std::net::SocketAddr),
+    Seed(damselfly_core::TaskKey, HostId, SocketAddr, Box<common::Download>),
+    Probe(HostId, SocketAddr),
 }
 
 /// A running scheduler.

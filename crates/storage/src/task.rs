@@ -35,9 +35,6 @@ pub use read::PieceRef;
 pub use slot::{Committed, PieceSlot};
 pub use units::UnitWriter;
 
-/// The most pieces a task may have: bounds the memory that somebody else's geometry can cost here (20 bytes each).
-pub(crate) const MAX_PIECES: u32 = 1 << 22;
-
 /// One task's content on disk. Everything is done through `&self`, from any thread.
 #[derive(Debug)]
 pub struct TaskContent {

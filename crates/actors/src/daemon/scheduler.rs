@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use damselfly_scheduler::machine;
-use damselfly_scheduler::service::{Config, GrpcOutbound, SchedulerService};
+use damselfly_scheduler::service::{Config, GrpcOutbound, SchedulerService, ring_of};
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
@@ -37,11 +37,8 @@ pub(super) fn service(
     let address = bound
         .address()
         .map_err(|source| StartError::System { what: "cannot read a socket's address", source })?;
-    let own = SocketAddr::new(engine.identity.ip, address.port()).to_string();
-    let mut ring: Vec<String> = joined.iter().map(ToString::to_string).collect();
-    if !ring.contains(&own) {
-        ring.push(own.clone());
-    }
+    let own = SocketAddr::new(engine.identity.ip, address.port());
+    let (ring, own) = (ring_of(own, joined), own.to_string());
     let fresh = AtomicBool::new(is_fresh(engine, joined));
     Ok(ServiceArgs {
         name: "scheduler",

@@ -65,7 +65,7 @@ impl WatchArgs {
             Ok(channel) => channel,
             Err(why) => return FromParent::Lost(why.to_string()),
         };
-        let mut client = DfdaemonUploadClient::new(channel).max_decoding_message_size(usize::MAX);
+        let mut client = DfdaemonUploadClient::new(channel);
         for window in self.interest.chunks(WINDOW) {
             let request = SyncPiecesRequest {
                 host_id: self.engine.identity.host_id.to_string(),

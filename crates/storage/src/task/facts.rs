@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use damselfly_core::download::Validator;
+use damselfly_core::geometry::MAX_PIECES;
 
-use super::{MAX_PIECES, Pieces, TaskContent, held_bytes};
+use super::{Pieces, TaskContent, held_bytes};
 use crate::clock::{Lifetime, Moment};
 use crate::error::StoreError;
 use crate::meta::Facts;

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use damselfly_core::geometry::MAX_PIECES;
 use damselfly_core::geometry::MIN_PIECE_LENGTH;
 use damselfly_core::{Crc, Geometry};
 
 use super::guard::{Use, Using};
-use super::{MAX_PIECES, Pieces, TaskContent};
+use super::{Pieces, TaskContent};
 use crate::copy::read_through;
 use crate::error::StoreError;
 

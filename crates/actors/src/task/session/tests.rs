@@ -1,7 +1,6 @@
 //! Clients that may not ask the origin, at a scheduler that is Dragonfly's.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use damselfly_api::common::v2 as common;
 use damselfly_api::scheduler::v2::announce_peer_response::Response as Say;
@@ -18,12 +17,12 @@ use tonic::codegen::BoxStream;
 use tonic::{Response, Status, Streaming};
 
 use super::*;
-use crate::config::{Config, Directories, Overrides, PortOverrides};
+use crate::config::Overrides;
 use crate::daemon::{Daemon, DaemonOptions};
 use crate::progress::ProgressEvent;
 use crate::task::request::OriginRequest;
 use crate::tasks::{ASK, TasksMsg, Wish};
-use crate::testing::{daemon, key};
+use crate::testing::{self, daemon, key};
 
 const SOON: Duration = Duration::from_secs(20);
 const CONTENT: &[u8] = b"a short content";
@@ -85,27 +84,12 @@ async fn serve(theirs: Theirs) -> SocketAddr {
 /// A daemon that joins a scheduler elsewhere.
 async fn joined(scheduler: SocketAddr) -> (tempfile::TempDir, Daemon) {
     let home = tempfile::tempdir().unwrap();
-    let free = Some(0);
-    let ports = PortOverrides {
-        grpc: free,
-        metrics: free,
-        health: free,
-        stats: free,
-        tcp: free,
-        quic: free,
-        scheduler: free,
-    };
     let overrides = Overrides {
-        home: Some(home.path().to_owned()),
-        listen: Some([127, 0, 0, 1].into()),
         join: vec![scheduler.to_string()],
         hostname: Some("child".to_owned()),
-        ports,
         ..Overrides::default()
     };
-    let directories = Directories::decide(0, |_| None, Some(home.path())).unwrap();
-    let yaml = "gc: {policy: {diskThreshold: 10GiB}}\n";
-    let config = Config::parse(yaml, Path::new("dfdaemon.yaml"), &overrides, directories).unwrap().config;
+    let config = testing::config("", home.path(), overrides);
     let daemon = Daemon::start(config, DaemonOptions::default()).await.unwrap();
     daemon.engine().cluster.ready().await;
     (home, daemon)
