@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use damselfly_core::download::{Failure, FailureKind};
 use damselfly_core::{Class, Crc, PieceSpan};
+use damselfly_storage::PieceSlot;
+use damselfly_transport::Buffer;
+use damselfly_transport::tcp::PieceBody;
 use tokio::time::Instant;
 
 use super::{FetchArgs, failure, storage_failure, write_failure};
@@ -13,6 +16,9 @@ use crate::task::wire::Parent;
 
 /// How long a lane may take to come: dialling is bounded by the pool itself, this bounds waiting for it.
 const LANE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What is read at a time while a limit counts.
+const LIMITED_STEP: usize = 256 << 10;
 
 pub(super) async fn fetch(
     args: &FetchArgs,
@@ -32,30 +38,80 @@ pub(super) async fn fetch(
         .request(key.kind, &key.id, span)
         .map_err(|why| from_parent(address, &why.to_string(), why.class()))?;
     drop(lent);
-    let mut body = args.or_cancelled(ticket.response()).await?.map_err(|why| fetch_failure(address, &why))?;
+    let body = args.or_cancelled(ticket.response()).await?.map_err(|why| fetch_failure(address, &why))?;
     let promised = body.crc();
-    let mut buffer = args.or_cancelled(args.engine.buffers.acquire()).await?;
-    let mut crc = crc32fast::Hasher::new();
-    let mut done = 0;
-    let mut patience = args.patience(span.number);
-    while done < span.length {
-        let read = args.or_cancelled(patience.wait(body.fill(&mut buffer))).await??;
-        let read = read.map_err(|why| fetch_failure(address, &why))?;
-        let bytes = &buffer[..read];
-        args.or_cancelled(args.limit.acquire(read as u64)).await?;
-        args.or_cancelled(args.engine.limits.download.acquire(read as u64)).await?;
-        crc.update(bytes);
-        tokio::task::block_in_place(|| slot.write_at(done, bytes)).map_err(write_failure)?;
-        done += read as u64;
-        args.received(read as u64);
-    }
-    body.finish().map_err(|why| fetch_failure(address, &why))?;
-    let crc = Crc(crc.finalize());
+    let buffer = args.or_cancelled(args.engine.buffers.acquire()).await?;
+    let crc = Inflow { args, address, body, slot: &mut slot, buffer, filled: 0, crc: Default::default() };
+    let crc = crc.receive(span).await?;
     check(args, span.number, address, ledger.or(promised), crc)?;
     tokio::task::block_in_place(|| slot.commit(crc)).map_err(|why| storage_failure(&why))?;
     args.engine.metrics.downloaded(crate::metrics::Traffic::Remote, span.length);
     args.stored(span.number, crc, started.elapsed());
     Ok(())
+}
+
+/// A piece's way from its lane through one buffer into its slot.
+struct Inflow<'a> {
+    args: &'a FetchArgs,
+    address: SocketAddr,
+    body: PieceBody,
+    slot: &'a mut PieceSlot,
+    buffer: Buffer,
+    /// Bytes of the buffer that are still to be written.
+    filled: usize,
+    crc: crc32fast::Hasher,
+}
+
+impl Inflow<'_> {
+    /// Writes the whole piece, and says what its CRC is.
+    async fn receive(mut self, span: PieceSpan) -> Result<Crc, Failure> {
+        let args = self.args;
+        let limits = [&args.limit, &args.engine.limits.download];
+        let mut patience = args.patience(span.number);
+        while self.body.remaining() > 0 {
+            let ready = args.or_cancelled(patience.wait(self.body.ready())).await??;
+            ready.map_err(|why| fetch_failure(self.address, &why))?;
+            let limited = limits.iter().any(|limit| limit.rate().is_some());
+            let before = self.body.remaining();
+            if self.fill(limited)? {
+                tokio::task::block_in_place(|| self.drain(limited))?;
+            }
+            for limit in limits {
+                args.or_cancelled(limit.acquire(before - self.body.remaining())).await?;
+            }
+        }
+        self.body.finish().map_err(|why| fetch_failure(self.address, &why))?;
+        Ok(Crc(self.crc.finalize()))
+    }
+
+    /// Reads what is there, without waiting for more. Says whether the buffer is to be written now.
+    fn fill(&mut self, limited: bool) -> Result<bool, Failure> {
+        let mut room = self.buffer.len();
+        if limited {
+            room = room.min(self.filled + LIMITED_STEP);
+        }
+        while self.filled < room && self.body.remaining() > 0 {
+            let read = self.body.try_read(&mut self.buffer[self.filled..room]);
+            let Some(read) = read.map_err(|why| fetch_failure(self.address, &why))? else { break };
+            self.args.received(read as u64);
+            self.filled += read;
+        }
+        Ok(self.filled == self.buffer.len() || self.body.remaining() == 0)
+    }
+
+    /// Writes what was read, and goes on with what has come since: to hand this worker's other tasks to another thread,
+    /// as is done for whoever blocks, costs more than a read. While a limit counts, only what was read is written.
+    fn drain(&mut self, limited: bool) -> Result<(), Failure> {
+        loop {
+            let bytes = &self.buffer[..std::mem::take(&mut self.filled)];
+            self.crc.update(bytes);
+            self.slot.write_at(self.slot.written(), bytes).map_err(write_failure)?;
+            let stop = limited || self.body.remaining() == 0 || self.args.cancel.is_cancelled();
+            if stop || !self.fill(limited)? {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Compares a copy with what it must be. One that neither the ledger nor its sender vouches for counts only once another

@@ -210,31 +210,55 @@ impl PieceBody {
     /// # Errors
     /// When the connection ends before the piece does, or no byte comes within the stall deadline.
     pub async fn read(&mut self, buffer: &mut [u8]) -> Result<usize, FetchError> {
-        let most = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(buffer.len());
-        let Some(buffer) = buffer.get_mut(..most).filter(|buffer| !buffer.is_empty()) else {
-            return Ok(0);
-        };
-        let carried = self.turn.carried.len().min(most);
-        if carried > 0 {
-            self.turn.carried.copy_to_slice(&mut buffer[..carried]);
-            // Usually more is there, and a few bytes alone are not worth a write.
-            let more = match self.turn.reader.try_read(&mut buffer[carried..]) {
-                Ok(more) if carried < most => more,
-                _ => 0,
-            };
-            self.remaining -= (carried + more) as u64;
-            return Ok(carried + more);
+        loop {
+            if let Some(read) = self.try_read(buffer)? {
+                return Ok(read);
+            }
+            self.ready().await?;
+        }
+    }
+
+    /// Waits until [`PieceBody::try_read`] may find something: bytes, the piece's end, or the connection's.
+    ///
+    /// # Errors
+    /// When nothing comes within the stall deadline.
+    pub async fn ready(&self) -> Result<(), FetchError> {
+        if self.remaining == 0 || !self.turn.carried.is_empty() {
+            return Ok(());
         }
         let stall = self.link.shared.options.deadlines.stall;
-        match timeout(stall, self.turn.reader.read(buffer)).await {
-            Ok(Ok(0)) => Err(self.broken("closed by the parent")),
-            Ok(Ok(read)) => {
-                self.remaining -= read as u64;
-                Ok(read)
-            }
+        match timeout(stall, self.turn.reader.readable()).await {
+            Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.broken(&error.to_string())),
             Err(_) => Err(self.link.timeout(stall, "its next bytes")),
         }
+    }
+
+    /// Reads what is there without waiting; `None` when nothing is, 0 at the end of the piece (or into an empty buffer).
+    ///
+    /// # Errors
+    /// When the connection ends before the piece does.
+    pub fn try_read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, FetchError> {
+        let most = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(buffer.len());
+        let Some(buffer) = buffer.get_mut(..most).filter(|buffer| !buffer.is_empty()) else {
+            return Ok(Some(0));
+        };
+        let carried = self.turn.carried.len().min(most);
+        self.turn.carried.copy_to_slice(&mut buffer[..carried]);
+        // Usually more is there, and a few bytes alone are not worth a write.
+        let read = match buffer.get_mut(carried..).filter(|rest| !rest.is_empty()) {
+            Some(rest) => self.turn.reader.try_read(rest),
+            None => Ok(0),
+        };
+        let read = match read {
+            Ok(0) if carried == 0 => return Err(self.broken("closed by the parent")),
+            Err(error) if carried == 0 && error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if carried == 0 => return Err(self.broken(&error.to_string())),
+            // What is wrong with the connection is found out by the next one.
+            read => carried + read.unwrap_or(0),
+        };
+        self.remaining -= read as u64;
+        Ok(Some(read))
     }
 
     /// Reads until the buffer is full or the piece ends; returns how many bytes that were.
