@@ -137,6 +137,31 @@ impl PieceSet {
         })
     }
 
+    /// The numbers that exactly one of `sets` has.
+    #[must_use]
+    pub fn in_one_of<'a>(count: u32, sets: impl IntoIterator<Item = &'a PieceSet>) -> Self {
+        let mut once = Self::new(count);
+        let mut often = vec![0u64; once.words.len()];
+        for set in sets {
+            for ((once, often), word) in once.words.iter_mut().zip(&mut often).zip(&set.words) {
+                *often |= *once & word;
+                *once |= word;
+            }
+        }
+        for (once_word, often) in once.words.iter_mut().zip(&often) {
+            *once_word &= !often;
+            once.len += once_word.count_ones();
+        }
+        once
+    }
+
+    /// How many numbers all three sets have.
+    #[must_use]
+    pub fn common_count(&self, second: &PieceSet, third: &PieceSet) -> u32 {
+        let words = self.words.iter().zip(&second.words).zip(&third.words);
+        words.map(|((first, second), third)| (first & second & third).count_ones()).sum()
+    }
+
     /// The numbers below the count that are not in the set, ascending.
     pub fn missing(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.count).filter(|&number| !self.contains(number))

@@ -190,4 +190,28 @@ proptest! {
             .collect();
         prop_assert_eq!(ours.common_from(&theirs, start).collect::<Vec<_>>(), expected);
     }
+
+    #[test]
+    fn what_one_of_several_sets_has_is_counted(
+        sets in prop::collection::vec(prop::collection::btree_set(0u32..200, 0..120), 0..5),
+        missing in prop::collection::btree_set(0u32..200, 0..200),
+    ) {
+        let set_of = |numbers: &BTreeSet<u32>| {
+            let mut set = PieceSet::new(200);
+            for &number in numbers {
+                set.insert(number);
+            }
+            set
+        };
+        let all: Vec<PieceSet> = sets.iter().map(set_of).collect();
+        let alone = PieceSet::in_one_of(200, &all);
+        let expected: Vec<u32> =
+            (0..200).filter(|number| sets.iter().filter(|set| set.contains(number)).count() == 1).collect();
+        prop_assert_eq!(alone.len() as usize, expected.len());
+        prop_assert_eq!(alone.iter().collect::<Vec<_>>(), expected);
+        for (set, numbers) in all.iter().zip(&sets) {
+            let common = numbers.iter().filter(|number| missing.contains(number) && alone.contains(**number));
+            prop_assert_eq!(set_of(&missing).common_count(&alone, set) as usize, common.count());
+        }
+    }
 }

@@ -91,7 +91,7 @@ impl Bench {
             let origin = self.origin(&Place::loopback(), name, length).await?;
             let (mut cold, mut warm) = (Vec::new(), Vec::new());
             for round in 0..self.rounds {
-                let parent = self.from_one_parent(&origin.url(name), length).await?;
+                let parent = self.one_parent(&origin.url(name), length).await?;
                 let pair = self.cold_at_once(2, &origin.url(name), length).await?;
                 let eight = self.cold_at_once(8, &origin.url(name), length).await?;
                 say(&format!(
@@ -112,7 +112,7 @@ impl Bench {
     }
 
     /// What a daemon that takes everything from another, and that one, spend for each GiB, in CPU seconds.
-    async fn from_one_parent(&self, url: &str, length: u64) -> Result<f64, BenchError> {
+    async fn one_parent(&self, url: &str, length: u64) -> Result<f64, BenchError> {
         let first = self.host("host0", None).await?;
         timed(&mut first.dfget(url, "out"))?;
         let second = self.host("host1", Some(first.scheduler)).await?;

@@ -238,6 +238,7 @@ impl Actor for PieceFetch {
             args.engine.faults.point("piece-fetch");
             let span = args.span.clone();
             let result = async {
+                tracing::debug!("attempt begun");
                 let result = match &args.job {
                     Job::Piece { span, parent, crc, .. } => peer::fetch(args, *span, parent, *crc).await,
                     Job::OriginFirst { request, first_piece } => {

@@ -28,11 +28,12 @@ pub struct Config {
     pub queue_time: Duration,
     /// Parents known at once; what the scheduler offers beyond is ignored. Default: 32.
     pub max_parents: usize,
-    /// Attempts at the origin for a lone host. Default: 4.
+    /// Attempts at the origin, by a lone host or by all siblings together, but at least one by each: pieces done one
+    /// after another can be passed on early. Default: 4.
     pub origin_window: usize,
-    /// Attempts at the origin while siblings wait, and at first, while they may be about to come: pieces done one after
-    /// another can be passed on early. Default: 2.
-    pub origin_window_shared: usize,
+    /// How long a host that has a lease and knows of no siblings makes do with one attempt at first. Then it is two until
+    /// its first piece is there. Default: 300 ms.
+    pub sibling_grace: Duration,
     /// Attempts at parents while siblings wait for pieces that this peer is fetching from the origin: those come first
     /// on the link, for nobody else can get them. Default: 4.
     pub max_in_flight_leased: usize,
@@ -96,7 +97,7 @@ impl Default for Config {
             queue_time: ms(400),
             max_parents: 32,
             origin_window: 4,
-            origin_window_shared: 2,
+            sibling_grace: ms(300),
             max_in_flight_leased: 4,
             tick: ms(100),
             stall: ms(600),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::attempts::Attempt;
 use super::config::backoff;
 use super::{Download, Failure, FailureKind, Fetch, HeadersId, ToScheduler};
 use crate::{Crc, Tick};
@@ -138,11 +139,26 @@ impl Download {
         }
     }
 
+    /// Attempts at the origin at a time. Those of all siblings share its line: the more there are, the later each piece
+    /// would be done, and nothing can be swapped before.
     pub(super) fn origin_window(&self) -> usize {
-        let siblings = self.parents.values().any(|parent| parent.listed);
-        // Who has a lease has a scheduler, and its parents are told a moment later.
-        let first = self.origin.whole.is_none() && !self.origin.gave_a_piece;
-        if siblings || first { self.config.origin_window_shared } else { self.config.origin_window }
+        let siblings = self.parents.values().filter(|parent| parent.listed && !parent.complete).count();
+        let sharing = if self.origin.whole.is_some() {
+            // Nobody shares out who fetches what: the others wait.
+            siblings.min(1)
+        } else if siblings > 0 || self.origin.gave_a_piece {
+            siblings
+        } else if self.attempts.values().any(|attempt| self.takes_long(attempt)) {
+            // Of siblings it would have heard by now, and such an origin is better asked for two pieces.
+            1
+        } else {
+            self.config.origin_window
+        };
+        (self.config.origin_window / (1 + sharing)).max(1)
+    }
+
+    fn takes_long(&self, attempt: &Attempt) -> bool {
+        attempt.parent.is_none() && self.now.since(attempt.started) >= self.config.sibling_grace
     }
 
     /// Headers and spare room for a piece of a parent that stalled.

@@ -13,6 +13,18 @@ const SHORTEST_SAMPLE: Duration = Duration::from_millis(1);
 /// Failures in a row after which nobody hopes for a parent any more. It is still asked now and then.
 const HOPELESS: u32 = 3;
 
+/// Who serves beside a parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Company {
+    /// Nobody: what is queued there keeps nobody waiting.
+    None,
+    /// Somebody.
+    Some,
+    /// Several, to whom new pieces come all the time: the others fill the gap between two pieces of this one, and what is
+    /// not asked for yet may be had from somebody else by then.
+    Swapping,
+}
+
 /// One candidate parent.
 #[derive(Debug)]
 pub(super) struct Parent {
@@ -110,15 +122,19 @@ impl Parent {
         self.listed && (has_something || self.watch != Watch::Ended)
     }
 
-    /// Attempts it should have in flight, `alone` where no other parent is usable.
-    pub(super) fn window(&self, config: &Config, piece_length: u64, alone: bool) -> usize {
+    /// Attempts it should have in flight.
+    pub(super) fn window(&self, config: &Config, piece_length: u64, company: Company) -> usize {
         let (least, most) = config.window;
         let (first, first_alone) = config.first_window;
-        let least = if alone { least.max(first_alone).min(most) } else { least };
+        let (least, first, ahead) = match company {
+            Company::None => (least.max(first_alone).min(most), first, 1),
+            Company::Some => (least, first, 1),
+            Company::Swapping => (1, 1, 0),
+        };
         let Some(rate) = self.rate else { return first.clamp(least, most) };
         let pieces = rate * config.queue_time.as_secs_f64() / piece_length.max(1) as f64;
         // A float beyond the range of usize saturates.
-        (pieces.ceil() as usize).saturating_add(1).clamp(least, most)
+        (pieces.ceil() as usize).saturating_add(ahead).clamp(least, most)
     }
 
     /// It goes from idle to busy: time without work says nothing about its rate.

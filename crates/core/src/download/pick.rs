@@ -3,9 +3,11 @@
 //! Work is pulled: a parent whose window has room gets the rarest missing piece it has. Of several with room the one
 //! that would be done first is served first, so that the last few pieces do not go to the slowest.
 
-use super::parents::Parent;
+use std::collections::BTreeMap;
+
+use super::parents::{Company, Parent};
 use super::{Download, Fetch};
-use crate::PeerId;
+use crate::{PeerId, PieceSet};
 
 /// How many candidates are compared for rarity; of more, those next in rotation count.
 const COMPARED: usize = 2048;
@@ -23,12 +25,14 @@ impl Download {
         }
         self.rescue();
         let mut exhausted: Vec<PeerId> = Vec::new();
+        let burdens = self.burdens();
+        let burden = |id: &PeerId| burdens.get(id).copied().unwrap_or(0.0);
         while self.room_for_one() {
-            let next = self
-                .parents_with_room()
-                .into_iter()
-                .filter(|id| !exhausted.contains(id))
-                .min_by(|a, b| self.finish_of_one_more(a).total_cmp(&self.finish_of_one_more(b)));
+            let next =
+                self.parents_with_room().into_iter().filter(|id| !exhausted.contains(id)).min_by(|a, b| {
+                    let sooner = || self.finish_of_one_more(a).total_cmp(&self.finish_of_one_more(b));
+                    burden(b).total_cmp(&burden(a)).then_with(sooner)
+                });
             let Some(parent) = next else {
                 self.hedge(&exhausted);
                 return;
@@ -38,6 +42,24 @@ impl Download {
                 None => exhausted.push(parent),
             }
         }
+    }
+
+    /// Seconds that each parent would need for what is missing here and to be had from no other parent. Whoever has most
+    /// of that is served first while siblings swap: the quick ones can be asked for theirs in the end, too, but what only
+    /// a slow one has would be waited for.
+    fn burdens(&self) -> BTreeMap<PeerId, f64> {
+        if !self.has_siblings() {
+            return BTreeMap::new();
+        }
+        let usable = || self.parents.iter().filter(|(_, parent)| parent.is_usable());
+        let alone = PieceSet::in_one_of(self.known.piece_count(), usable().map(|(_, parent)| &parent.has));
+        let piece = self.known.geometry.map_or(0, |geometry| geometry.piece_length()) as f64;
+        usable()
+            .map(|(id, parent)| {
+                let pieces = self.known.missing.common_count(&alone, &parent.has);
+                (id.clone(), f64::from(pieces) * piece / self.rate_of(id))
+            })
+            .collect()
     }
 
     pub(super) fn start_at(&mut self, parent: PeerId, piece: u32, hedge: bool) {
@@ -72,8 +94,13 @@ impl Download {
     /// Usable parents with room in their windows, in this peer's own order.
     pub(super) fn parents_with_room(&self) -> Vec<PeerId> {
         let piece_length = self.known.geometry.map_or(0, |geometry| geometry.piece_length());
-        let alone = self.parents.values().filter(|parent| parent.is_usable()).count() < 2;
-        self.parents_below(|parent| parent.window(&self.config, piece_length, alone))
+        let company = match self.parents.values().filter(|parent| parent.is_usable()).count() {
+            0 | 1 => Company::None,
+            2 => Company::Some,
+            _ if self.has_siblings() => Company::Swapping,
+            _ => Company::Some,
+        };
+        self.parents_below(|parent| parent.window(&self.config, piece_length, company))
     }
 
     /// Usable parents with fewer attempts in flight than `most` says, in this peer's own order.

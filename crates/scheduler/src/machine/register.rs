@@ -131,7 +131,7 @@ impl Task {
         }
     }
 
-    fn piece_count(&self) -> Option<u32> {
+    pub(super) fn piece_count(&self) -> Option<u32> {
         self.geometry.map(|geometry| geometry.piece_count())
     }
 

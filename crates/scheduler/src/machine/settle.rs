@@ -15,6 +15,33 @@ use super::tasks::Task;
 
 /// The longest time without a lease after giving several back in a row.
 const MAX_HOLD_OFF: Duration = Duration::from_secs(30);
+/// What the first peer of unknown content is to fetch: it asks for two pieces at first, and others may be about to come.
+const FIRST_LEASE: u32 = 2;
+/// Pieces that our daemons fetch from an origin at a time, one of them alone or all of a task together.
+const AT_A_TIME: usize = 4;
+
+/// How free pieces are shared out.
+#[derive(Debug)]
+struct Shares {
+    /// Pieces per lease, at most.
+    lease: usize,
+    /// Who has so many leased and unfinished needs no more.
+    enough: usize,
+}
+
+impl Shares {
+    /// A peer alone gets long leases. Of several each gets the less at a time the fewer are left: all have something to
+    /// swap from the start, and in the end nobody sits on pieces that another could be fetching. Until then everybody has
+    /// its next piece before the one at hand is done.
+    fn of(free: usize, sharing: usize, most: usize) -> Self {
+        let sharing = sharing.max(1);
+        let most = most.max(1);
+        let lease = if sharing == 1 { most } else { (free / sharing / 2).clamp(1, most) };
+        let at_a_time = (AT_A_TIME / sharing).max(1);
+        let next = usize::from(free > 2 * sharing);
+        Self { lease, enough: (lease / 2).max(at_a_time + next) }
+    }
+}
 
 impl Task {
     /// Does all that is due. Afterwards every peer that may ask the origin has leases enough or there is nothing left
@@ -111,7 +138,7 @@ impl Task {
             && self.seeding.as_ref().is_none_or(|seeding| seeding.host == peer.host)
     }
 
-    /// Leases to whoever may have one and has less than half a lease left, those with the least first.
+    /// Leases to whoever may have one and has little left, those with the least first.
     fn grant(&mut self, cx: &mut Cx<'_>) {
         if cx.now < self.grace(cx) {
             return;
@@ -127,12 +154,11 @@ impl Task {
             .map(|peer| (self.coverage.unfinished(&peer.id), peer.order, peer.id.clone()))
             .collect();
         eligible.sort();
-        let most = cx.config.lease_pieces.max(1);
         if self.geometry.is_none() {
-            // Unknown content: one peer asks, and the others learn from it.
+            // Unknown content: one peer asks, and the others learn from it. Others may be about to come.
             let first = eligible.first().filter(|_| !self.coverage.any() && self.whole.is_empty());
             if let Some((_, _, id)) = first {
-                self.lease(&id.clone(), (0..most).collect(), cx);
+                self.lease(&id.clone(), (0..FIRST_LEASE).collect(), cx);
             }
             return;
         }
@@ -146,15 +172,17 @@ impl Task {
             }
             return;
         }
-        self.share_out(eligible, most as usize, cx);
+        self.share_out(eligible, cx);
     }
 
-    /// Shares the free pieces out among those who have less than half a lease left, a lease's worth each at most. Peers
-    /// that want different parts may leave some over, which the next round gives to the others.
-    fn share_out(&mut self, mut needy: Vec<(usize, u64, PeerId)>, most: usize, cx: &mut Cx<'_>) {
+    /// Shares the free pieces out among those who have little left, a lease's worth each at most. Peers that want different
+    /// parts may leave some over, which the next round gives to the others.
+    fn share_out(&mut self, mut needy: Vec<(usize, u64, PeerId)>, cx: &mut Cx<'_>) {
+        let sharing = needy.len();
         loop {
-            needy.retain(|(_, _, id)| self.coverage.unfinished(id) < (most / 2).max(1));
-            let share = self.coverage.free().len().div_ceil(needy.len().max(1)).clamp(1, most);
+            let shares = Shares::of(self.coverage.free().len(), sharing, cx.config.lease_pieces as usize);
+            needy.retain(|(_, _, id)| self.coverage.unfinished(id) < shares.enough);
+            let share = self.coverage.free().len().div_ceil(needy.len().max(1)).clamp(1, shares.lease);
             needy.retain(|(_, _, id)| {
                 let pieces = self.leasable(id, share);
                 !pieces.is_empty() && self.lease(id, pieces, cx)

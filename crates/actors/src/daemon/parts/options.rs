@@ -32,7 +32,6 @@ pub(super) fn machine_config(config: &Config) -> MachineConfig {
         // So many pieces arrive at a time, and as many again are asked for ahead.
         max_in_flight: 2 * most,
         origin_window: machine.origin_window.min(most),
-        origin_window_shared: machine.origin_window_shared.min(most),
         origin_tries: retries.map_or(machine.origin_tries, |retries| retries.saturating_add(1)),
         ..machine
     }

@@ -40,6 +40,7 @@ pub(super) async fn fetch(
     drop(lent);
     let body = args.or_cancelled(ticket.response()).await?.map_err(|why| fetch_failure(address, &why))?;
     let promised = body.crc();
+    tracing::debug!("answer begun");
     let buffer = args.or_cancelled(args.engine.buffers.acquire()).await?;
     let crc = Inflow { args, address, body, slot: &mut slot, buffer, filled: 0, crc: Default::default() };
     let crc = crc.receive(span).await?;

@@ -11,22 +11,48 @@ use crate::script::{PIECE, crc_of, facts, lease, ms, sources, told};
 
 #[test]
 fn rarest_pieces_go_first_and_windows_hold() {
-    let mut t = connected(40);
-    t.parents(&[("a", false), ("b", false), ("c", false)]);
-    assert_eq!(t.watched.len(), 3);
-    let all: Vec<u32> = (0..40).collect();
-    t.has("b", &all[..39]);
-    t.has("c", &all[..39]);
-    t.has("a", &all);
-    assert_eq!(t.at("a")[0].1, 39, "only a has it");
-    for parent in ["a", "b", "c"] {
-        assert_eq!(t.at(parent).len(), 4, "{parent}: the first window");
+    // While siblings swap, one piece is asked for at a time where there are others to fill the gap.
+    for (parents, window) in [(&["a", "b"][..], 4), (&["a", "b", "c"], 1)] {
+        let mut t = connected(40);
+        t.parents(&parents.iter().map(|&parent| (parent, false)).collect::<Vec<_>>());
+        assert_eq!(t.watched.len(), parents.len());
+        let all: Vec<u32> = (0..40).collect();
+        for other in &parents[1..] {
+            t.has(other, &all[..39]);
+        }
+        t.has("a", &all);
+        assert_eq!(t.at("a")[0].1, 39, "only a has it");
+        for parent in parents {
+            assert_eq!(t.at(parent).len(), window, "{parent}: the first window");
+        }
+        let mut pieces: Vec<_> =
+            parents.iter().flat_map(|parent| t.at(parent)).map(|(_, piece)| piece).collect();
+        pieces.sort_unstable();
+        pieces.dedup();
+        assert_eq!(pieces.len(), parents.len() * window, "no piece is asked for twice");
     }
-    let mut pieces: Vec<_> =
-        ["a", "b", "c"].iter().flat_map(|parent| t.at(parent)).map(|(_, piece)| piece).collect();
-    pieces.sort_unstable();
-    pieces.dedup();
-    assert_eq!(pieces.len(), 12, "no piece is asked for twice");
+}
+
+#[test]
+fn what_only_one_sibling_has_goes_first() {
+    let config = Config { max_in_flight: 3, ..Config::default() };
+    let mut t = Checker::new(config, Held::default());
+    t.join(1);
+    t.scheduler(FromScheduler::Connected { ours: true });
+    t.scheduler(facts(40));
+    t.parents(&[("a", false), ("b", false), ("c", false), ("burdened", false)]);
+    // The three others have the same twenty pieces, and are asked for three of them.
+    let shared: Vec<u32> = (0..20).collect();
+    for parent in ["a", "b", "c"] {
+        t.has(parent, &shared);
+    }
+    let asked: usize = ["a", "b", "c"].iter().map(|parent| t.at(parent).len()).sum();
+    assert_eq!(asked, 3, "as many as may be in flight");
+    t.has("burdened", &(20..40).collect::<Vec<_>>());
+    let (first, _) = t.at("a")[0];
+    t.deliver(first);
+    assert_eq!(t.at("burdened").len(), 1, "before any other");
+    assert!(t.at("burdened")[0].1 >= 20);
 }
 
 #[test]

@@ -23,10 +23,13 @@ fn a_lone_host_fetches_everything_under_leases() {
     assert!(effects.contains(&Effect::Learn(learned(12))));
     assert_eq!(told(&effects), [ToScheduler::Learned(learned(12))]);
     let pieces: Vec<_> = t.at_origin().iter().map(|(_, piece)| piece.unwrap()).collect();
-    assert_eq!(pieces, [0, 1], "siblings may come, and wait for a first piece");
+    assert_eq!(pieces, [0], "siblings may come, and wait for a first piece");
+    t.tick(ms(300), &[]);
+    let pieces: Vec<_> = t.at_origin().iter().map(|(_, piece)| piece.unwrap()).collect();
+    assert_eq!(pieces, [0, 1], "nobody came, and the origin takes long");
     t.deliver(first);
     let pieces: Vec<_> = t.at_origin().iter().map(|(_, piece)| piece.unwrap()).collect();
-    assert_eq!(pieces, [1, 2, 3, 4], "nobody came");
+    assert_eq!(pieces, [1, 2, 3, 4], "as many as one host may");
     deliver_all(&mut t);
     assert_eq!(t.held.len(), 8, "no piece beyond the lease");
     t.scheduler(lease(2, 8..12));
@@ -34,6 +37,25 @@ fn a_lone_host_fetches_everything_under_leases() {
     assert_eq!(t.finished, Some(Outcome::Done));
     assert_eq!(told(&effects).last(), Some(&ToScheduler::Finished { back_to_source: false }));
     assert_eq!(effects.last(), Some(&Effect::Finish(Outcome::Done)));
+}
+
+#[test]
+fn siblings_share_the_line_to_the_origin() {
+    for (siblings, most) in [(1, 2), (2, 1), (3, 1), (9, 1)] {
+        let mut t = fresh();
+        t.join(1);
+        t.scheduler(FromScheduler::Connected { ours: true });
+        t.scheduler(lease(1, 0..8));
+        let [(first, Some(0))] = t.at_origin()[..] else { panic!("the first contact") };
+        t.learn(first, learned(40));
+        let names: Vec<String> = (0..siblings).map(|number| format!("s{number}")).collect();
+        let mut list: Vec<(&str, bool)> = names.iter().map(|name| (name.as_str(), false)).collect();
+        // Who has everything needs nothing from the origin.
+        list.push(("complete", true));
+        t.parents(&list);
+        t.deliver(first);
+        assert_eq!(t.at_origin().len(), most, "{siblings} siblings");
+    }
 }
 
 #[test]

@@ -18,40 +18,67 @@ fn the_first_peer_asks_and_the_others_learn_from_it() {
     lab.hosts(&["a", "b"], &[]);
     lab.register("a/1", Register::default());
     lab.register("b/1", Register::default());
-    assert_eq!(lab.leased("a/1"), (0..8).collect::<Vec<_>>());
+    assert_eq!(lab.leased("a/1"), [0, 1]);
     assert_eq!(lab.told("b/1"), [Answer::Parents(vec![])], "nobody yet, but the scheduler lives");
     lab.learned("a/1", learned(64, "v1"));
     let told = lab.told("b/1");
     let facts = Answer::Facts { generation: 0, learned: Some(learned(64, "v1")), first: 0, crcs: vec![] };
     assert_eq!(told[0], facts, "facts come first");
-    assert!(matches!(&told[1], Answer::BackToSource { lease: Some(lease), .. } if spans(lease, 8, 16)));
+    assert!(matches!(&told[1], Answer::BackToSource { lease: Some(lease), .. } if spans(lease, 2, 10)));
     assert!(matches!(&told[2], Answer::Parents(parents) if parents.len() == 1 && !parents[0].complete));
     assert!(lab.told("a/1").contains(&facts));
 }
 
 #[test]
-fn a_lease_is_topped_up_below_half() {
+fn a_lease_is_topped_up_before_it_ends() {
     let mut lab = Lab::new(|_| {});
     lab.hosts(&["a"], &[]);
     lab.register_with("a/1", Register::default(), Some(learned(64, "v1")));
     assert_eq!(lab.leased("a/1").len(), 8);
-    lab.origin("a/1", 0..4);
-    assert!(lab.leased("a/1").is_empty());
-    lab.origin("a/1", 4..5);
+    lab.origin("a/1", 0..3);
+    assert!(lab.leased("a/1").is_empty(), "four at a time, and the next one");
+    lab.origin("a/1", 3..4);
     assert_eq!(lab.leased("a/1"), (8..16).collect::<Vec<_>>());
 }
 
 #[test]
-fn few_pieces_are_shared_out() {
+fn few_pieces_are_shared_out_a_few_at_a_time() {
     let mut lab = Lab::new(|_| {});
+    let peers = ["a/1", "b/1", "c/1", "d/1"];
     lab.hosts(&["a", "b", "c", "d"], &[]);
-    for peer in ["a/1", "b/1", "c/1", "d/1"] {
+    for peer in peers {
         lab.register(peer, Register::default());
     }
-    assert_eq!(lab.leased("a/1").len(), 8);
+    assert_eq!(lab.leased("a/1"), [0, 1]);
     lab.learned("a/1", learned(26, "v1"));
-    let shares = ["b/1", "c/1", "d/1"].map(|peer| lab.leased(peer).len());
-    assert!(shares.iter().all(|share| (5..=8).contains(share)), "{shares:?}");
+    assert_eq!(peers.map(|peer| lab.leased(peer).len()), [0, 3, 3, 3], "half a share of what is left");
+    lab.origin("a/1", 0..1);
+    assert_eq!(lab.leased("a/1"), [11], "the next one before the one at hand is done");
+    lab.origin("b/1", 2..5);
+    lab.origin("c/1", 5..8);
+    lab.origin("d/1", 8..11);
+    let more = peers.map(|peer| lab.leased(peer));
+    assert!(more.iter().all(|pieces| pieces.len() <= 4), "{more:?}");
+    // In the end everybody has one, and the next when that is done.
+    let mut mine: Vec<Vec<u32>> = more.to_vec();
+    mine[0].extend([1, 11]);
+    let mut rounds = 0;
+    while mine.iter().any(|pieces| !pieces.is_empty()) {
+        rounds += 1;
+        for (peer, pieces) in peers.iter().zip(&mut mine) {
+            if pieces.is_empty() {
+                continue;
+            }
+            let piece = pieces.remove(0);
+            lab.origin(peer, piece..piece + 1);
+        }
+        for (peer, pieces) in peers.iter().zip(&mut mine) {
+            pieces.extend(lab.leased(peer));
+        }
+        let most = mine.iter().map(Vec::len).max().unwrap_or(0);
+        assert!(rounds < 3 || most <= 1, "round {rounds}: {mine:?}");
+    }
+    assert_eq!(lab.machine.tasks[&key()].coverage.free().len(), 0);
 }
 
 #[test]
@@ -111,7 +138,11 @@ fn what_is_released_goes_to_others_first() {
     lab.release("b/1", lease.id);
     assert!(lab.leased("b/1").is_empty() && lab.leased("a/1").is_empty());
     lab.pass(2 * SECOND);
-    assert_eq!(lab.leased("a/1").len() + lab.leased("b/1").len(), 8);
+    assert_eq!(
+        ["a/1", "b/1"].map(|peer| lab.leased(peer).len()),
+        [2, 2],
+        "both begin, and get the rest later"
+    );
 }
 
 #[test]
@@ -152,7 +183,7 @@ fn when_the_lonely_follower_dies_the_next_begins() {
     lab.register("b/1", Register::default());
     lab.learned("a/1", Learned { content_length: None, piece_length: 0, ..learned(0, "v1") });
     lab.close_stream("a/1");
-    assert_eq!(lab.leased("b/1").len(), 8);
+    assert_eq!(lab.leased("b/1"), [0, 1]);
 }
 
 #[test]
@@ -218,7 +249,7 @@ fn a_new_version_voids_the_old() {
     lab.register("a/1", Register { restate: None, ..Register::default() });
     lab.register("b/1", Register::default());
     lab.step(Event::HostLeft("c".into()));
-    assert_eq!(lab.leased("a/1").len() + lab.leased("b/1").len(), 8);
+    assert_eq!(lab.leased("a/1").len() + lab.leased("b/1").len(), 4);
     lab.pass(5 * SECOND);
     lab.learned("a/1", learned(10, "v2"));
     assert_eq!(lab.counters().generations, 1);
@@ -278,7 +309,7 @@ fn a_restated_lease_does_not_take_what_others_have_by_now() {
     let lease = lab.leases("a/1").remove(0);
     lab.register("b/1", Register::default());
     lab.close_stream("a/1");
-    assert_eq!(lab.leased("b/1").len(), 8);
+    assert_eq!(lab.leased("b/1").len(), 8, "alone by now");
     let restate =
         Restate { leases: vec![lease], validator: learned(8, "v1").validator, ..Restate::default() };
     lab.register("a/1", Register { restate: Some(restate), ..Register::default() });

@@ -279,7 +279,7 @@ impl Swarm {
     }
 
     /// The invariant between our peers: nobody who may ask the origin lacks a piece that nobody takes care of, unless it
-    /// has work enough or waits out a pause.
+    /// has a lease, at whose end it gets more, or waits out a pause.
     fn check(&mut self) {
         let Some(task) = self.lab.machine.tasks.get(&key()) else { return };
         let Some(geometry) = task.geometry else { return };
@@ -287,7 +287,7 @@ impl Swarm {
             return;
         }
         for peer in task.peers.values().filter(|peer| peer.ours && peer.is_active()) {
-            let busy = task.coverage.unfinished(&peer.id) >= 4;
+            let busy = task.coverage.has_lease(&peer.id);
             let alive = self.lab.machine.hosts.get(&peer.host).is_some_and(|host| host.alive);
             if busy || !alive || !peer.may_use_origin || peer.hold_off > self.lab.now {
                 continue;
