@@ -80,7 +80,7 @@ async fn many(swarm: &Swarm, origin: &OriginServer, numbers: std::ops::Range<u64
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_tasks_with_random_cancels_leave_nothing_behind() {
-    let tasks = std::env::var(TASKS).ok().map_or(200, |text| text.parse().expect("a number of tasks"));
+    let tasks = std::env::var(TASKS).ok().map_or(1000, |text| text.parse().expect("a number of tasks"));
     let origin = OriginServer::start().await.unwrap();
     let mut swarm = Swarm::start(2, "").await.unwrap();
     let store = swarm.hosts[0].path("").parent().unwrap().to_owned();

@@ -25,6 +25,8 @@ pub(super) struct Attempt {
     /// When it last received bytes.
     pub(super) moved: Tick,
     pub(super) bytes: u64,
+    /// When the first bytes were heard of, and how many those were.
+    pub(super) begun: Option<(Tick, u64)>,
     /// It does not move while others do.
     pub(super) stalled: bool,
 }
@@ -105,6 +107,7 @@ impl Download {
             started: self.now,
             moved: self.now,
             bytes: 0,
+            begun: None,
             stalled: false,
         };
         self.attempts.insert(id, attempt);

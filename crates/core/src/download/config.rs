@@ -48,6 +48,12 @@ pub struct Config {
     /// The least time a second request must save. Default: 50 ms.
     pub hedge_least: Duration,
 
+    /// With fewer attempts in flight at one parent than this, a connection to it rests, and may do better with a piece than
+    /// the one it is on, which may have lost a packet. Default: 4, as many as there are at least.
+    pub lanes: usize,
+    /// The least time that a second request to the same parent must save, and half of what is left. Default: 200 ms.
+    pub lane_hedge_least: Duration,
+
     /// Waiting time after a parent's first failure in a row, and the most it doubles to. Default: 250 ms, 5 s.
     pub parent_backoff: (Duration, Duration),
     /// The same for the origin, whose `Retry-After` counts besides. Default: 500 ms, 30 s.
@@ -103,6 +109,8 @@ impl Default for Config {
             stall: ms(600),
             hedge_percent: 75,
             hedge_least: ms(50),
+            lanes: 4,
+            lane_hedge_least: ms(200),
             parent_backoff: (ms(250), s(5)),
             origin_backoff: (ms(500), s(30)),
             origin_tries: 6,

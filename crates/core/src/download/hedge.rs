@@ -94,8 +94,8 @@ impl Download {
             .any(|attempt| attempt.piece == Some(piece) && attempt.parent.as_ref() == Some(id))
     }
 
-    /// The end game: when all that is missing is on its way, parents that have room ask for the pieces that would be late
-    /// elsewhere. Before, they will have something new soon, and what they would send twice is missed by others.
+    /// The end game: when all that is missing is on its way, parents that have room are asked for the pieces that would be
+    /// late elsewhere, or that lag on one of their own connections. Before, they will have something new soon, and what they would send twice is missed by others.
     pub(super) fn hedge(&mut self, idle: &[PeerId]) {
         if self.known.missing.iter().any(|piece| self.outstanding(piece) == 0) {
             return;
@@ -103,7 +103,8 @@ impl Download {
         for parent in idle {
             while self.room_for_one()
                 && self.parents_with_room().contains(parent)
-                && let Some(piece) = self.latest_worth_doubling(parent)
+                && let Some(piece) =
+                    self.latest_worth_doubling(parent).or_else(|| self.latest_lagging(parent))
             {
                 self.start_at(parent.clone(), piece, true);
             }
@@ -128,6 +129,40 @@ impl Download {
             .filter(|&(theirs, _)| theirs >= worth.max(least))
             .max_by(|(a, _), (b, _)| a.total_cmp(b))
             .map(|(_, piece)| piece)
+    }
+
+    /// The piece in flight at this parent whose connection is clearly slower than another one would be, the latest of them.
+    fn latest_lagging(&self, id: &PeerId) -> Option<u32> {
+        let parent = self.parents.get(id)?;
+        parent.rate?;
+        if self.live_at(id) >= self.config.lanes {
+            return None;
+        }
+        let mine = self.finish_of_one_more(id);
+        let worth = (2.0 * mine).max(mine + self.config.lane_hedge_least.as_secs_f64());
+        self.attempts
+            .values()
+            .filter(|attempt| attempt.is_live() && attempt.parent.as_ref() == Some(id))
+            .filter_map(|attempt| Some((self.finish_at_own_pace(attempt), attempt.piece?)))
+            .filter(|&(theirs, piece)| {
+                theirs >= worth
+                    && parent.has.contains(piece)
+                    && self.outstanding(piece) == 1
+                    && !self.known.held.contains(piece)
+            })
+            .max_by(|(a, _), (b, _)| a.total_cmp(b))
+            .map(|(_, piece)| piece)
+    }
+
+    /// Seconds until an attempt will be over if its connection goes on as it did; if nothing has come yet, as long again
+    /// as that has been so.
+    fn finish_at_own_pace(&self, attempt: &Attempt) -> f64 {
+        let Some((since, first)) = attempt.begun else {
+            return self.now.since(attempt.started).as_secs_f64();
+        };
+        let seconds = self.now.since(since).as_secs_f64();
+        let news = attempt.bytes.saturating_sub(first);
+        if seconds == 0.0 { 0.0 } else { self.remaining(attempt) as f64 * seconds / news.max(1) as f64 }
     }
 
     /// Seconds until an attempt will be over: a parent answers in order, so what was asked before comes before. `None`

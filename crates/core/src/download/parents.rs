@@ -336,6 +336,7 @@ impl Download {
             };
             let Some(news) = bytes.checked_sub(attempt.bytes).filter(|&news| news > 0) else { continue };
             (attempt.bytes, attempt.moved) = (*bytes, now);
+            attempt.begun.get_or_insert((now, *bytes));
             match attempt.parent.as_ref().map(|parent| self.parents.get_mut(parent)) {
                 Some(Some(parent)) => {
                     parent.progressed(news, now);

@@ -56,6 +56,46 @@ fn what_only_one_sibling_has_goes_first() {
 }
 
 #[test]
+fn a_piece_that_lags_on_its_connection_is_asked_for_over_another() {
+    let mut t = connected(8);
+    t.parents(&[("a", true)]);
+    let all = t.at("a");
+    assert_eq!(all.len(), 8);
+    let (last, piece) = all[7];
+    let progress: Vec<_> = all[..7].iter().map(|&(id, _)| (id, PIECE / 2)).collect();
+    t.tick(ms(100), &progress);
+    t.tick(ms(100), &[(last, PIECE / 64)]);
+    for &(id, _) in &all[..4] {
+        t.deliver(id);
+    }
+    t.tick(ms(100), &[(last, PIECE / 32)]);
+    assert_eq!(t.at("a").len(), 4, "no connection rests");
+    for &(id, _) in &all[4..7] {
+        t.deliver(id);
+    }
+    t.tick(ms(100), &[(last, PIECE / 20)]);
+    let [(_, first), (second, again)] = t.at("a")[..] else { panic!("{:?}", t.at("a")) };
+    assert_eq!((first, again), (piece, piece));
+    t.tick(ms(100), &[]);
+    assert_eq!(t.at("a").len(), 2, "once");
+    let effects = t.deliver(second);
+    assert!(effects.contains(&Effect::Cancel(last)));
+    assert_eq!(t.held.len(), 8);
+}
+
+#[test]
+fn a_piece_that_keeps_up_is_asked_for_once() {
+    let mut t = connected(3);
+    t.parents(&[("a", true)]);
+    let all = t.at("a");
+    for step in 1..8 {
+        let progress: Vec<_> = all.iter().map(|&(id, _)| (id, PIECE * step / 8)).collect();
+        t.tick(ms(100), &progress);
+        assert_eq!(t.at("a").len(), 3, "step {step}");
+    }
+}
+
+#[test]
 fn siblings_begin_at_different_pieces() {
     let firsts: Vec<u32> = (0..8)
         .map(|seed| {
