@@ -184,13 +184,18 @@ impl TaskState {
         let span = geometry.and_then(|geometry| geometry.piece(piece));
         let span =
             span.ok_or_else(|| failure(FailureKind::Cancelled, "piece has no place in the content"))?;
+        self.reserve()?;
+        Ok(span)
+    }
+
+    fn reserve(&mut self) -> Result<(), Failure> {
         let wanted = self.machine.wanted();
         if *wanted != self.reserved {
             tokio::task::block_in_place(|| self.args.content.reserve(wanted))
                 .map_err(|why| storage_failure(&why))?;
             self.reserved = self.machine.wanted().clone();
         }
-        Ok(span)
+        Ok(())
     }
 
     async fn fetch(&mut self, myself: &ActorRef<TaskMsg>, attempt: AttemptId, fetch: Fetch) -> Vec<Event> {
@@ -258,7 +263,18 @@ impl TaskState {
             }
         }
         self.args.progress.publish(ProgressEvent::Learned);
-        Vec::new()
+        self.admit()
+    }
+
+    /// The first contact with the origin fetches a piece before there is a length to reserve room for. What does not fit
+    /// is refused before that piece is there.
+    fn admit(&mut self) -> Vec<Event> {
+        let Some(first) = self.attempts.keys().next().copied() else { return Vec::new() };
+        let Err(why) = self.reserve() else { return Vec::new() };
+        if let Some(running) = self.attempts.get(&first) {
+            running.cancel.cancel();
+        }
+        vec![Event::Attempt(first, FromAttempt::Over(Err(why)))]
     }
 
     fn new_generation(&mut self, generation: u64) -> Vec<Event> {

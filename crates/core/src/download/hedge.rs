@@ -95,7 +95,8 @@ impl Download {
     }
 
     /// The end game: when all that is missing is on its way, parents that have room are asked for the pieces that would be
-    /// late elsewhere, or that lag on one of their own connections. Before, they will have something new soon, and what they would send twice is missed by others.
+    /// late elsewhere, or that lag on one of their own connections. Before, they will have something new soon, and what
+    /// they would send twice is missed by others.
     pub(super) fn hedge(&mut self, idle: &[PeerId]) {
         if self.known.missing.iter().any(|piece| self.outstanding(piece) == 0) {
             return;

@@ -24,6 +24,9 @@ impl Download {
             return;
         }
         self.rescue();
+        if !self.room_for_one() {
+            return;
+        }
         let mut exhausted: Vec<PeerId> = Vec::new();
         let burdens = self.burdens();
         let burden = |id: &PeerId| burdens.get(id).copied().unwrap_or(0.0);
