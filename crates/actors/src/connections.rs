@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::kit::{Board, Faults, Seat, cell_of};
+pub(crate) use connection::LANES_NEAR;
 pub use connection::Lent;
 use connection::{Connection, ConnectionArgs, ConnectionMsg, LaneReply};
 

@@ -36,7 +36,7 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use config::Config;
+pub use config::{Config, ORIGIN_WINDOW};
 pub use event::{
     AttemptId, Client, ClientId, Effect, Event, Facts, Failure, FailureKind, Fetch, FromAttempt, FromParent,
     FromScheduler, HeadersId, Held, Learned, Lease, LostClient, Outcome, ParentInfo, Source, ToScheduler,

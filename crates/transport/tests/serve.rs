@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use common::{Pieces, dial, fetch, receive, start, task};
+use common::{Pieces, dial, fetch, fill, receive, start, task};
 use damselfly_core::{Kind, PieceSpan};
 use damselfly_transport::tcp::{FetchKind, SendPath, ServerOptions};
 use damselfly_transport::vortex::{Answer, Decoded, ErrorCode, Request, decode_answer};
@@ -281,7 +281,7 @@ async fn shutdown_lets_uploads_end_and_accepts_no_more() {
     let mut body = ticket.response().await.expect("served");
     server.shutdown.cancel();
     let mut bytes = vec![0; 32 * MIB];
-    assert_eq!(body.fill(&mut bytes).await.expect("goes on"), 32 * MIB);
+    assert_eq!(fill(&mut body, &mut bytes).await.expect("goes on"), 32 * MIB);
     assert!(bytes == server.pieces.expected(0));
     body.finish().expect("complete");
     let error = second.response().await.expect_err("the server is gone");
@@ -314,13 +314,13 @@ async fn uploads_are_charged_against_the_limit() {
     let ticket = lane.request(Kind::Standard, &task(), server.pieces.span(0)).expect("usable");
     let mut body = ticket.response().await.expect("served");
     let mut first = vec![0; 256 << 10];
-    assert_eq!(body.fill(&mut first).await.expect("charged"), 256 << 10);
+    assert_eq!(fill(&mut body, &mut first).await.expect("charged"), 256 << 10);
     let more = tokio::time::timeout(Duration::from_millis(100), body.read(&mut [0])).await;
     assert!(more.is_err(), "more than was charged left the host");
     assert_eq!(options.counters.figures().bytes, 256 << 10);
     limit.set_rate(None);
     let mut rest = vec![0; 4 * MIB];
-    assert_eq!(body.fill(&mut rest).await.expect("goes on"), 4 * MIB - (256 << 10));
+    assert_eq!(fill(&mut body, &mut rest).await.expect("goes on"), 4 * MIB - (256 << 10));
     body.finish().expect("complete");
 }
 

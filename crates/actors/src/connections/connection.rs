@@ -19,7 +19,7 @@ const DEPTH: usize = 2;
 /// Below this round-trip time four lanes fill any link; above, the socket buffer holds each one back. At 20 ms eight were
 /// slower than four (`docs/benchmarks.md`): the last piece of the slowest lane is waited for.
 const FAR: Duration = Duration::from_millis(50);
-const LANES_NEAR: usize = 4;
+pub(crate) const LANES_NEAR: usize = 4;
 const LANES_FAR: usize = 8;
 /// Callers that may wait for a lane of one address.
 const MAX_WAITING: usize = 256;

@@ -75,7 +75,7 @@ async fn fetch(pool: &ActorRef<ConnectionsMsg>, address: SocketAddr, ours: bool,
     let mut body = ticket.response().await.unwrap();
     let (mut buffer, mut done) = (vec![0; 64 << 10], 0);
     while done < LENGTH {
-        done += body.fill(&mut buffer).await.unwrap();
+        done += body.read(&mut buffer).await.unwrap();
     }
     body.finish().unwrap();
 }

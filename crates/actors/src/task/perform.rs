@@ -269,7 +269,7 @@ impl TaskState {
     /// The first contact with the origin fetches a piece before there is a length to reserve room for. What does not fit
     /// is refused before that piece is there.
     fn admit(&mut self) -> Vec<Event> {
-        let Some(first) = self.attempts.keys().next().copied() else { return Vec::new() };
+        let Some(first) = self.attempts.keys().min().copied() else { return Vec::new() };
         let Err(why) = self.reserve() else { return Vec::new() };
         if let Some(running) = self.attempts.get(&first) {
             running.cancel.cancel();

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Attempts at the origin by all hosts of a task together, one at least by each. Who shares out the pieces reckons with it.
+pub const ORIGIN_WINDOW: usize = 4;
+
 /// Settings of one machine. Times are as exact as the shell's ticks, see [`Config::tick`].
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -29,7 +32,7 @@ pub struct Config {
     /// Parents known at once; what the scheduler offers beyond is ignored. Default: 32.
     pub max_parents: usize,
     /// Attempts at the origin, by a lone host or by all siblings together, but at least one by each: pieces done one
-    /// after another can be passed on early. Default: 4.
+    /// after another can be passed on early. Default: [`ORIGIN_WINDOW`].
     pub origin_window: usize,
     /// How long a host that has a lease and knows of no siblings makes do with one attempt at first. Then it is two until
     /// its first piece is there. Default: 300 ms.
@@ -102,7 +105,7 @@ impl Default for Config {
             first_window: (4, 16),
             queue_time: ms(400),
             max_parents: 32,
-            origin_window: 4,
+            origin_window: ORIGIN_WINDOW,
             sibling_grace: ms(300),
             max_in_flight_leased: 4,
             tick: ms(100),

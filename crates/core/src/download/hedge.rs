@@ -114,43 +114,45 @@ impl Download {
 
     /// The piece in flight elsewhere that this parent would have clearly sooner, the latest of them.
     fn latest_worth_doubling(&self, id: &PeerId) -> Option<u32> {
-        let parent = self.parents.get(id)?;
-        parent.rate?;
         let mine = self.finish_of_one_more(id);
         let worth = mine * 100.0 / f64::from(self.config.hedge_percent.max(1));
         let least = mine + self.config.hedge_least.as_secs_f64();
-        self.attempts
-            .iter()
-            .filter(|(_, attempt)| attempt.is_live() && attempt.parent.as_ref() != Some(id))
-            .filter_map(|(&other, attempt)| Some((other, attempt.piece?)))
-            .filter(|&(_, piece)| {
-                parent.has.contains(piece) && self.outstanding(piece) == 1 && !self.known.held.contains(piece)
-            })
-            .filter_map(|(other, piece)| Some((self.finish_of(other)?, piece)))
-            .filter(|&(theirs, _)| theirs >= worth.max(least))
-            .max_by(|(a, _), (b, _)| a.total_cmp(b))
-            .map(|(_, piece)| piece)
+        self.latest(id, worth.max(least), |other, attempt| {
+            (attempt.parent.as_ref() != Some(id)).then(|| self.finish_of(other)).flatten()
+        })
     }
 
     /// The piece in flight at this parent whose connection is clearly slower than another one would be, the latest of them.
     fn latest_lagging(&self, id: &PeerId) -> Option<u32> {
-        let parent = self.parents.get(id)?;
-        parent.rate?;
         if self.live_at(id) >= self.config.lanes {
             return None;
         }
         let mine = self.finish_of_one_more(id);
         let worth = (2.0 * mine).max(mine + self.config.lane_hedge_least.as_secs_f64());
+        self.latest(id, worth, |_, attempt| {
+            (attempt.parent.as_ref() == Some(id)).then(|| self.finish_at_own_pace(attempt))
+        })
+    }
+
+    /// Of the pieces that one attempt is at and the parent has, the one that takes longest, if that is `worth` seconds or
+    /// more. `finish` says how long an attempt takes, of those that count. `None` for a parent whose rate is not known.
+    fn latest(
+        &self,
+        id: &PeerId,
+        worth: f64,
+        finish: impl Fn(AttemptId, &Attempt) -> Option<f64>,
+    ) -> Option<u32> {
+        let parent = self.parents.get(id)?;
+        parent.rate?;
         self.attempts
-            .values()
-            .filter(|attempt| attempt.is_live() && attempt.parent.as_ref() == Some(id))
-            .filter_map(|attempt| Some((self.finish_at_own_pace(attempt), attempt.piece?)))
-            .filter(|&(theirs, piece)| {
-                theirs >= worth
-                    && parent.has.contains(piece)
-                    && self.outstanding(piece) == 1
-                    && !self.known.held.contains(piece)
+            .iter()
+            .filter(|(_, attempt)| attempt.is_live())
+            .filter_map(|(&other, attempt)| Some((other, attempt, attempt.piece?)))
+            .filter(|&(_, _, piece)| {
+                parent.has.contains(piece) && self.outstanding(piece) == 1 && !self.known.held.contains(piece)
             })
+            .filter_map(|(other, attempt, piece)| Some((finish(other, attempt)?, piece)))
+            .filter(|&(theirs, _)| theirs >= worth)
             .max_by(|(a, _), (b, _)| a.total_cmp(b))
             .map(|(_, piece)| piece)
     }

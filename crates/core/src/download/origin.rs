@@ -142,7 +142,7 @@ impl Download {
     /// Attempts at the origin at a time. Those of all siblings share its line: the more there are, the later each piece
     /// would be done, and nothing can be swapped before.
     pub(super) fn origin_window(&self) -> usize {
-        let siblings = self.parents.values().filter(|parent| parent.listed && !parent.complete).count();
+        let siblings = self.siblings();
         let sharing = if self.origin.whole.is_some() {
             // Nobody shares out who fetches what: the others wait.
             siblings.min(1)

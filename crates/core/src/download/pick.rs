@@ -89,9 +89,13 @@ impl Download {
         if self.has_siblings() && leased() { most.min(self.config.max_in_flight_leased) } else { most }
     }
 
-    /// Whether others fetch this task, too.
+    /// How many others fetch this task, too.
+    pub(super) fn siblings(&self) -> usize {
+        self.parents.values().filter(|parent| parent.listed && !parent.complete).count()
+    }
+
     pub(super) fn has_siblings(&self) -> bool {
-        self.parents.values().any(|parent| parent.listed && !parent.complete)
+        self.siblings() > 0
     }
 
     /// Usable parents with room in their windows, in this peer's own order.
@@ -148,7 +152,7 @@ impl Download {
         let parent = self.parents.get(id)?;
         let others = || self.parents.values().filter(|other| other.listed);
         // With nobody to swap with, the order of reading is the best order.
-        let swapping = others().any(|other| !other.complete);
+        let swapping = self.has_siblings();
         let count = u64::from(self.known.piece_count().max(1));
         let start = if swapping { (self.spread(1) % count) as u32 } else { 0 };
         let everybody_complete = others().filter(|other| other.complete).count();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use damselfly_core::download::Lease;
+use damselfly_core::download::{Lease, ORIGIN_WINDOW};
 use damselfly_core::pieces::runs;
 use damselfly_core::{PeerId, Tick};
 
@@ -17,8 +17,6 @@ use super::tasks::Task;
 const MAX_HOLD_OFF: Duration = Duration::from_secs(30);
 /// What the first peer of unknown content is to fetch: it asks for two pieces at first, and others may be about to come.
 const FIRST_LEASE: u32 = 2;
-/// Pieces that our daemons fetch from an origin at a time, one of them alone or all of a task together.
-const AT_A_TIME: usize = 4;
 
 /// How free pieces are shared out.
 #[derive(Debug)]
@@ -37,7 +35,7 @@ impl Shares {
         let sharing = sharing.max(1);
         let most = most.max(1);
         let lease = if sharing == 1 { most } else { (free / sharing / 2).clamp(1, most) };
-        let at_a_time = (AT_A_TIME / sharing).max(1);
+        let at_a_time = (ORIGIN_WINDOW / sharing).max(1);
         let next = usize::from(free > 2 * sharing);
         Self { lease, enough: (lease / 2).max(at_a_time + next) }
     }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use damselfly_core::{Content, Crc, Geometry, Kind, PieceSpan, TaskId};
 use damselfly_transport::tcp::{
-    DialOptions, FetchError, Lane, PieceProvider, ProviderError, Served, ServedFuture, ServerOptions, serve,
+    DialOptions, FetchError, Lane, PieceBody, PieceProvider, ProviderError, Served, ServedFuture,
+    ServerOptions, serve,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
@@ -162,6 +163,15 @@ pub async fn dial(address: SocketAddr, ours: bool) -> Lane {
 
 pub async fn fetch(lane: &Lane, span: PieceSpan) -> Result<Vec<u8>, FetchError> {
     receive(lane.request(Kind::Standard, &task(), span).expect("usable"), 100_000).await
+}
+
+/// Reads until the buffer is full or the piece ends.
+pub async fn fill(body: &mut PieceBody, buffer: &mut [u8]) -> Result<usize, FetchError> {
+    let mut filled = 0;
+    while filled < buffer.len() && body.remaining() > 0 {
+        filled += body.read(&mut buffer[filled..]).await?;
+    }
+    Ok(filled)
 }
 
 pub async fn receive(

@@ -5,6 +5,7 @@ use damselfly_transport::TokenBucket;
 use damselfly_transport::tcp::{Deadlines, DialOptions, SocketOptions};
 
 use crate::config::{Config, CongestionControl};
+use crate::connections::LANES_NEAR;
 
 pub(super) fn dial_options(config: &Config) -> DialOptions {
     DialOptions {
@@ -32,6 +33,7 @@ pub(super) fn machine_config(config: &Config) -> MachineConfig {
         // So many pieces arrive at a time, and as many again are asked for ahead.
         max_in_flight: 2 * most,
         origin_window: machine.origin_window.min(most),
+        lanes: LANES_NEAR,
         origin_tries: retries.map_or(machine.origin_tries, |retries| retries.saturating_add(1)),
         ..machine
     }

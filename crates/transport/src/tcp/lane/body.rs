@@ -261,20 +261,6 @@ impl PieceBody {
         Ok(Some(read))
     }
 
-    /// Reads until the buffer is full or the piece ends; returns how many bytes that were.
-    ///
-    /// Dropped halfway, it loses what it had read.
-    ///
-    /// # Errors
-    /// As [`PieceBody::read`].
-    pub async fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, FetchError> {
-        let mut filled = 0;
-        while filled < buffer.len() && self.remaining > 0 {
-            filled += self.read(&mut buffer[filled..]).await?;
-        }
-        Ok(filled)
-    }
-
     /// Hands the connection to the next ticket.
     ///
     /// # Errors
