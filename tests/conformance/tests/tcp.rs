@@ -239,7 +239,10 @@ async fn fetch(lane: &Lane, kind: Kind) -> Result<(PieceMeta, Vec<u8>), FetchErr
     let mut body = ticket.response().await?;
     let meta = body.meta().clone();
     let mut bytes = vec![0; LENGTH + 1];
-    let filled = body.fill(&mut bytes).await?;
+    let mut filled = 0;
+    while body.remaining() > 0 {
+        filled += body.read(&mut bytes[filled..]).await?;
+    }
     bytes.truncate(filled);
     body.finish()?;
     Ok((meta, bytes))
