@@ -198,7 +198,7 @@ impl TaskState {
         let config = MachineConfig {
             foreign_scheduler: scheduler.is_some_and(|scheduler| !scheduler.ours()),
             piece_length: args.piece_length,
-            seed: args.engine.identity.incarnation,
+            fingerprint: args.peer_id.fingerprint(),
             ..args.engine.machine.clone()
         };
         let machine = Download::new(config, held, args.engine.clock.now());

@@ -51,7 +51,7 @@ use self::facts::{Known, Restart};
 use self::leases::Leases;
 use self::origin::Origin;
 use self::parents::Parent;
-use crate::{PeerId, Tick};
+use crate::{PeerId, Tick, mix};
 
 /// One task's download, from the first client to the last.
 #[derive(Debug)]
@@ -180,10 +180,6 @@ impl Download {
 
     /// A number that differs between hosts and salts, the same for the same two.
     fn spread(&self, salt: u64) -> u64 {
-        // The finaliser of SplitMix64: every bit of the input moves every bit of the output.
-        let mut z = self.config.seed.wrapping_add(salt.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        mix(self.config.fingerprint ^ mix(salt))
     }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::mix;
+
 /// The kinds of task. One content string gives the same id in several kinds, so every key names the kind too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -164,4 +166,13 @@ name! {
 name! {
     /// One download's or upload's id as a peer of its task, `<ip>-<hostname>-<uuid>` (seeds add `-seed`).
     PeerId
+}
+
+impl PeerId {
+    /// A number that is the same on every host and, in all likelihood, another for every peer. Peers of different versions
+    /// must agree on it: it decides who of them takes which piece first.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        self.as_str().bytes().fold(0, |number, byte| mix(number ^ u64::from(byte)))
+    }
 }

@@ -15,8 +15,8 @@ pub struct Config {
     pub foreign_scheduler: bool,
     /// Bytes per piece where the user named them; else derived from the content length. Default: none.
     pub piece_length: Option<u64>,
-    /// Makes this peer start at other pieces than its siblings: any number that differs between hosts. Default: 0.
-    pub seed: u64,
+    /// This peer's [`PeerId::fingerprint`](crate::PeerId::fingerprint): its siblings reckon with it, too. Default: 0.
+    pub fingerprint: u64,
 
     /// Attempts at moving parents together, 1 or more, those included that wait for their turn in a parent's queue.
     /// Stalled ones come on top, up to as many again. Default: 16.
@@ -99,7 +99,7 @@ impl Default for Config {
             uses_origin: true,
             foreign_scheduler: false,
             piece_length: None,
-            seed: 0,
+            fingerprint: 0,
             max_in_flight: 16,
             window: (2, 16),
             first_window: (4, 16),

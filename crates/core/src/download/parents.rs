@@ -28,6 +28,7 @@ pub(super) enum Company {
 /// One candidate parent.
 #[derive(Debug)]
 pub(super) struct Parent {
+    pub(super) fingerprint: u64,
     ours: bool,
     /// Whether the scheduler's current list names it. Others only finish what they have begun.
     pub(super) listed: bool,
@@ -62,8 +63,9 @@ enum Watch {
 }
 
 impl Parent {
-    fn new(count: u32, now: Tick) -> Self {
+    fn new(id: &PeerId, count: u32, now: Tick) -> Self {
         Self {
+            fingerprint: id.fingerprint(),
             ours: false,
             listed: true,
             complete: false,
@@ -207,7 +209,8 @@ impl Download {
             if self.banned.contains(&info.id) || (!known && listed >= self.config.max_parents) {
                 continue;
             }
-            let parent = self.parents.entry(info.id).or_insert_with(|| Parent::new(count, now));
+            let fresh = |id: &PeerId| Parent::new(id, count, now);
+            let parent = self.parents.entry(info.id).or_insert_with_key(fresh);
             parent.listed = true;
             parent.ours = info.ours;
             // Whoever denied a piece is asked what it has: the scheduler's word on it is second-hand.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::parents::{Company, Parent};
 use super::{Download, Fetch};
-use crate::{PeerId, PieceSet};
+use crate::{PeerId, PieceSet, mix};
 
 /// How many candidates are compared for rarity; of more, those next in rotation count.
 const COMPARED: usize = 2048;
@@ -147,7 +147,8 @@ impl Download {
         (queued + piece) as f64 / self.rate_of(id)
     }
 
-    /// The rarest missing piece the parent has and nobody is fetching.
+    /// The rarest missing piece the parent has and nobody is fetching. Of equally rare ones that which this peer is to
+    /// take first, see [`turn`].
     fn pick(&self, id: &PeerId) -> Option<u32> {
         let parent = self.parents.get(id)?;
         let others = || self.parents.values().filter(|other| other.listed);
@@ -157,7 +158,7 @@ impl Download {
         let start = if swapping { (self.spread(1) % count) as u32 } else { 0 };
         let everybody_complete = others().filter(|other| other.complete).count();
         let rarest_possible = everybody_complete.max(1);
-        let mut best: Option<(usize, u32)> = None;
+        let mut best: Option<((usize, usize), u32)> = None;
         let free = self
             .known
             .missing
@@ -166,13 +167,26 @@ impl Download {
             .take(COMPARED);
         for piece in free {
             let holders = others().filter(|other| other.has.contains(piece)).count();
-            if best.is_none_or(|(fewest, _)| holders < fewest) {
-                best = Some((holders, piece));
-                if holders <= rarest_possible {
+            if best.is_some_and(|((fewest, _), _)| holders > fewest) {
+                continue;
+            }
+            let own = turn(self.config.fingerprint, piece);
+            let before = others()
+                .filter(|other| !other.has.contains(piece) && turn(other.fingerprint, piece) > own)
+                .count();
+            if best.is_none_or(|(least, _)| (holders, before) < least) {
+                best = Some(((holders, before), piece));
+                if holders <= rarest_possible && before == 0 {
                     break;
                 }
             }
         }
         best.map(|(_, piece)| piece)
     }
+}
+
+/// Who is to take a piece first, of all who miss it: whose number is highest. All reckon the same, so what only one host
+/// has goes to each of the others in a different order, and is with several of them after one of them has waited for it.
+fn turn(fingerprint: u64, piece: u32) -> u64 {
+    mix(fingerprint ^ mix(u64::from(piece)))
 }

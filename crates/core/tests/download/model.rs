@@ -316,10 +316,10 @@ fn held() -> impl Strategy<Value = Held> {
 
 fn config() -> impl Strategy<Value = Config> {
     (proptest::bool::weighted(0.9), proptest::bool::weighted(0.3), any::<u64>(), 1usize..17).prop_map(
-        |(uses_origin, foreign_scheduler, seed, max_in_flight)| Config {
+        |(uses_origin, foreign_scheduler, fingerprint, max_in_flight)| Config {
             uses_origin,
             foreign_scheduler,
-            seed,
+            fingerprint,
             max_in_flight,
             ..Config::default()
         },

@@ -158,7 +158,7 @@ proptest! {
             // Somebody has to name the parents, and a dead origin is not leased out.
             scheduler = SchedulerWay::ParentsOnly;
         }
-        let config = Config { seed, ..Config::default() };
+        let config = Config { fingerprint: seed, ..Config::default() };
         let mut world = World::new(config, pieces, parents, origin, scheduler);
         let took = world.run(Duration::from_secs(900));
         prop_assert!(took.is_some(), "{}", world.t.machine.situation());

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use damselfly_core::{Algorithm, ByteRange, Hasher, RangeSpec};
+use damselfly_core::{Algorithm, ByteRange, Hasher, RangeSpec, mix};
 use http::{Request, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -36,7 +36,7 @@ impl Generated {
         let skip = (range.start % 8) as usize;
         let mut bytes = Vec::with_capacity(usize::try_from(range.length).unwrap_or(STEP) + 16);
         for word in range.start / 8..range.end().div_ceil(8) {
-            bytes.extend_from_slice(&mixed(word).to_le_bytes());
+            bytes.extend_from_slice(&mix(word).to_le_bytes());
         }
         bytes.drain(..skip);
         bytes.truncate(usize::try_from(range.length).unwrap_or(usize::MAX));
@@ -54,14 +54,6 @@ impl Generated {
         }
         hasher.finish().to_string()
     }
-}
-
-/// SplitMix64: no two words of a content of any size are alike but by chance.
-fn mixed(index: u64) -> u64 {
-    let mut z = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// The running origin; it ends when dropped.

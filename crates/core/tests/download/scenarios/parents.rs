@@ -98,8 +98,8 @@ fn a_piece_that_keeps_up_is_asked_for_once() {
 #[test]
 fn siblings_begin_at_different_pieces() {
     let firsts: Vec<u32> = (0..8)
-        .map(|seed| {
-            let mut t = Checker::new(Config { seed, ..Config::default() }, Held::default());
+        .map(|fingerprint| {
+            let mut t = Checker::new(Config { fingerprint, ..Config::default() }, Held::default());
             t.join(1);
             t.scheduler(FromScheduler::Connected { ours: true });
             t.scheduler(facts(1000));
@@ -111,6 +111,33 @@ fn siblings_begin_at_different_pieces() {
     different.sort_unstable();
     different.dedup();
     assert!(different.len() >= 7, "{firsts:?}");
+}
+
+#[test]
+fn each_sibling_takes_its_own_share_of_what_one_has_first() {
+    let swarm = ["a", "b", "c", "d"];
+    let order = |own: &str| -> Vec<u32> {
+        let config = Config { fingerprint: PeerId::from(own).fingerprint(), ..Config::default() };
+        let mut t = Checker::new(config, Held::default());
+        t.join(1);
+        t.scheduler(FromScheduler::Connected { ours: true });
+        t.scheduler(facts(24));
+        let others = swarm.iter().filter(|&&other| other != own).map(|&other| (other, false));
+        t.parents(&others.chain([("holder", false)]).collect::<Vec<_>>());
+        t.has("holder", &(0..24).collect::<Vec<_>>());
+        let mut order = Vec::new();
+        while let Some(&(id, piece)) = t.at("holder").first() {
+            order.push(piece);
+            t.deliver(id);
+        }
+        assert_eq!(order.len(), 24, "in the end everybody takes everything");
+        order
+    };
+    let orders = swarm.map(order);
+    let mut firsts: Vec<u32> = orders.iter().flat_map(|order| &order[..3]).copied().collect();
+    firsts.sort_unstable();
+    firsts.dedup();
+    assert_eq!(firsts.len(), 12, "three by each: {orders:?}");
 }
 
 #[test]
