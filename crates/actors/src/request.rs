@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use damselfly_api::common::v2::Download;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
+use damselfly_core::geometry::named_piece_length;
 use damselfly_core::task_id::{StandardInput, standard};
 use damselfly_core::{ByteRange, Digest, IdError, Kind, RangeSpec, TaskId, TaskKey, redact};
 use damselfly_storage::NewTask;
@@ -107,8 +108,8 @@ pub fn prepare(engine: &Engine, download: Download, owner: Option<u32>) -> Resul
         Some(text) => Some(text.parse::<Digest>().map_err(invalid)?),
         None => None,
     };
-    if download.piece_length == Some(0) {
-        return Err(invalid("piece_length is 0: leave it out to have it derived, or give at least 4 MiB"));
+    if let Err(why) = download.piece_length.map(named_piece_length).transpose() {
+        return Err(invalid(format!("piece_length: {why}; leave it out to have it derived")));
     }
     let id = task_id(&download).map_err(invalid)?;
     let labels = engine.metrics.labels(

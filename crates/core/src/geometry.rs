@@ -6,9 +6,9 @@ use thiserror::Error;
 
 use crate::ByteRange;
 
-/// The smallest derived piece length, 4 MiB.
+/// The smallest piece length that is derived or may be named, 4 MiB.
 pub const MIN_PIECE_LENGTH: u64 = 4 << 20;
-/// The largest derived piece length, 64 MiB.
+/// The largest piece length that is derived or may be named, 64 MiB.
 pub const MAX_PIECE_LENGTH: u64 = 64 << 20;
 /// The most pieces that content may have, 2^22: what a task is kept with grows with them, and a word from another host
 /// must not make that grow without bound. Derived piece lengths reach it at 256 TiB.
@@ -34,12 +34,30 @@ pub fn piece_length_for(content_length: u64) -> u64 {
     quotient.next_power_of_two().clamp(MIN_PIECE_LENGTH, MAX_PIECE_LENGTH)
 }
 
+/// The piece length that a user names, if schedulers take it (`docs/wire.md`).
+///
+/// # Errors
+/// When it is below 4 MiB or above 64 MiB.
+pub fn named_piece_length(length: u64) -> Result<u64, GeometryError> {
+    match length {
+        ..MIN_PIECE_LENGTH => Err(GeometryError::TooSmall(length)),
+        MIN_PIECE_LENGTH..=MAX_PIECE_LENGTH => Ok(length),
+        _ => Err(GeometryError::TooLarge(length)),
+    }
+}
+
 /// Why a geometry cannot exist.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum GeometryError {
     /// A piece must hold at least one byte.
     #[error("piece length is zero")]
     ZeroPieceLength,
+    /// Less than schedulers accept from a user.
+    #[error("piece length {0} bytes is less than the minimum {MIN_PIECE_LENGTH} bytes (4MiB)")]
+    TooSmall(u64),
+    /// More than schedulers accept from a user.
+    #[error("piece length {0} bytes is more than the maximum {MAX_PIECE_LENGTH} bytes (64MiB)")]
+    TooLarge(u64),
     /// Piece numbers are 32 bits on the wire.
     #[error("{content_length} bytes in pieces of {piece_length} need more than 2^32 piece numbers")]
     TooManyPieces {

@@ -17,7 +17,12 @@ async fn what_makes_no_sense_is_refused_with_its_reason_and_no_secret() {
         (download("s3://user:hunter2@bucket/x"), Code::InvalidArgument, "scheme \"s3\" is not supported"),
         (Download { digest: Some("md6:00".to_owned()), ..fine() }, Code::InvalidArgument, ""),
         (Download { digest: Some("sha256:zz".to_owned()), ..fine() }, Code::InvalidArgument, ""),
-        (Download { piece_length: Some(0), ..fine() }, Code::InvalidArgument, "at least 4 MiB"),
+        (Download { piece_length: Some(0), ..fine() }, Code::InvalidArgument, "minimum 4194304 bytes"),
+        (
+            Download { piece_length: Some(65 << 20), ..fine() },
+            Code::InvalidArgument,
+            "maximum 67108864 bytes",
+        ),
         (Download { request_header: header("bytes=9-1"), ..fine() }, Code::FailedPrecondition, ""),
         (Download { request_header: header("lines=1-2"), ..fine() }, Code::FailedPrecondition, ""),
         (

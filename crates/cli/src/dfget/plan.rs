@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use damselfly_api::common::v2 as common;
+use damselfly_core::geometry::named_piece_length;
 use damselfly_core::task_id::DEFAULT_FILTERED_QUERY_PARAMS;
 use damselfly_core::{Digest, RangeSpec, TaskId, redact};
 use damselfly_scheduler_client::{Target, TargetError};
@@ -14,8 +15,6 @@ use super::args::{Args, DaemonUse};
 use crate::exit::Exit;
 use crate::failure::Failure;
 
-/// Dragonfly's least piece length, 4 MiB.
-const MIN_PIECE_LENGTH: u64 = damselfly_core::geometry::MIN_PIECE_LENGTH;
 /// Where a scheduler listens unless something else is named.
 const SCHEDULER_PORT: u16 = crate::dfscheduler::args::PORT;
 
@@ -121,9 +120,9 @@ pub enum Invalid {
         /// Why.
         why: io::Error,
     },
-    /// Dragonfly's limit.
-    #[error("piece length {0} bytes is less than the minimum {MIN_PIECE_LENGTH} bytes (4MiB)")]
-    PieceLength(u64),
+    /// Schedulers take no such pieces.
+    #[error(transparent)]
+    PieceLength(#[from] damselfly_core::GeometryError),
     /// Not a digest.
     #[error(transparent)]
     Digest(#[from] damselfly_core::DigestError),
@@ -162,11 +161,7 @@ impl Plan {
         if args.url.path().ends_with('/') {
             return Err(Invalid::Directory { path: args.url.path().to_owned() });
         }
-        if let Some(length) =
-            args.piece_length.map(|length| length.as_u64()).filter(|n| *n < MIN_PIECE_LENGTH)
-        {
-            return Err(Invalid::PieceLength(length));
-        }
+        args.piece_length.map(|length| named_piece_length(length.as_u64())).transpose()?;
         let digest = args.digest.as_deref().map(str::parse::<Digest>).transpose()?;
         let headers = headers(&args.header);
         let range = headers

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use damselfly_api::common::v2 as common;
+use damselfly_core::geometry::named_piece_length;
 use damselfly_core::{Crc, Kind, TaskId, TaskKey};
 use tonic::Status;
 
@@ -56,7 +57,7 @@ pub(super) fn download(download: &common::Download) -> Result<(), Status> {
         ("download.piece_length", download.piece_length),
         ("download.actual_piece_length", download.actual_piece_length),
     ] {
-        if length.is_some_and(|length| length != 0 && !(4 << 20..=64 << 20).contains(&length)) {
+        if length.is_some_and(|length| length != 0 && named_piece_length(length).is_err()) {
             return Err(invalid(field, "must be between 4 MiB and 64 MiB"));
         }
     }
