@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::{BenchError, io};
+
 /// Long enough for any link of the laboratory.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -60,12 +62,19 @@ impl Place {
         answer.await.unwrap_or(false)
     }
 
+    /// Moves this thread into the place's network for good.
+    ///
+    /// # Errors
+    /// When the namespace is gone, or this is not root.
+    pub fn enter(&self) -> Result<(), BenchError> {
+        let Some(namespace) = &self.namespace else { return Ok(()) };
+        let file = File::open(namespace).map_err(io("open a network namespace"))?;
+        let entered = move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network));
+        entered.map_err(|why| io("enter a network namespace")(why.into()))
+    }
+
     fn connects(&self, port: u16) -> bool {
-        let inside = self.namespace.as_ref().is_none_or(|namespace| {
-            File::open(namespace).is_ok_and(|file| {
-                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).is_ok()
-            })
-        });
-        inside && TcpStream::connect_timeout(&SocketAddr::new(self.address, port), CONNECT).is_ok()
+        self.enter().is_ok()
+            && TcpStream::connect_timeout(&SocketAddr::new(self.address, port), CONNECT).is_ok()
     }
 }

@@ -1,6 +1,6 @@
 //! One host of a test.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +31,29 @@ pub struct Setup {
     pub faults: Faults,
     /// A name, so that several hosts differ on one machine.
     pub name: String,
+    /// Where in the emulated network it is; none is this machine's loopback.
+    #[cfg(feature = "privileged")]
+    pub place: Option<damselfly_benches::place::Place>,
+}
+
+impl Setup {
+    fn address(&self) -> IpAddr {
+        #[cfg(feature = "privileged")]
+        if let Some(place) = &self.place {
+            return place.address;
+        }
+        Ipv4Addr::LOCALHOST.into()
+    }
+
+    fn runtime(&self) -> Runtime {
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(2).enable_all();
+        #[cfg(feature = "privileged")]
+        if let Some(place) = self.place.clone() {
+            builder.on_thread_start(move || place.enter().expect("run these tests as root"));
+        }
+        builder.build().expect("threads")
+    }
 }
 
 /// One host: a daemon and its home. The daemon has a runtime of its own, as it has a process of its own elsewhere.
@@ -70,7 +93,7 @@ impl Host {
         };
         let overrides = Overrides {
             home: Some(self.home.clone()),
-            listen: Some([127, 0, 0, 1].into()),
+            listen: Some(self.setup.address()),
             join: self.setup.join.iter().map(ToString::to_string).collect(),
             hostname: Some(self.setup.name.clone()).filter(|name| !name.is_empty()),
             ports,
@@ -92,7 +115,7 @@ impl Host {
     /// As [`Daemon::start`].
     pub async fn restart(&mut self) -> Result<(), StartError> {
         let options = DaemonOptions { faults: self.setup.faults.clone() };
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+        let runtime = self.setup.runtime();
         let daemon =
             runtime.spawn(Daemon::start(self.config(), options)).await.expect("no panic at the start");
         match daemon {
