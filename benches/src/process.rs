@@ -1,6 +1,8 @@
 //! Processes and what they cost.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use crate::{BenchError, io};
 
 /// The unit of /proc/PID/stat: USER_HZ, which Linux fixes at 100 towards programs.
 const TICKS_PER_SECOND: f64 = 100.0;
+/// The name of the file whose cache fills memory, see [`fill_cache`].
+pub const HOLES: &str = "holes";
 
 /// Fields of /proc/PID/stat from the process state on.
 fn stat(pid: &str) -> Result<Vec<f64>, BenchError> {
@@ -144,6 +148,54 @@ pub fn touch(bytes: u64) {
         page[0] = 1;
     }
     std::hint::black_box(&memory);
+}
+
+/// Fills the memory that is available with the cache of a file of holes in `dir`, and then reads whatever else lies there,
+/// so that contents are in the cache, and what is written next takes the place of the holes' pages and not of fresh memory.
+///
+/// For what takes more memory than [`prefault`] is good for: a virtual machine may give back what is free within a second
+/// or two, and eight files of a GiB are not written by then.
+///
+/// # Errors
+/// When the file cannot be made or read, or the system does not say how much memory there is.
+pub fn fill_cache(dir: &Path) -> Result<(), BenchError> {
+    let meminfo = fs::read_to_string("/proc/meminfo").map_err(io("read /proc/meminfo"))?;
+    let available = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .ok_or_else(|| BenchError::Failed("/proc/meminfo does not tell what is available".to_owned()))?;
+    let path = dir.join(HOLES);
+    let holes = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(io("make a file of holes"))?;
+    if holes.metadata().map_err(io("make a file of holes"))?.len() == 0 {
+        holes.set_len(available * 1024).map_err(io("make a file of holes"))?;
+    }
+    read_through(holes)?;
+    read_all_but(&path, dir)
+}
+
+fn read_all_but(holes: &Path, dir: &Path) -> Result<(), BenchError> {
+    for entry in fs::read_dir(dir).map_err(io("list a directory"))? {
+        let path = entry.map_err(io("list a directory"))?.path();
+        let kind = fs::symlink_metadata(&path).map_err(io("look at a file"))?.file_type();
+        if kind.is_dir() {
+            read_all_but(holes, &path)?;
+        } else if kind.is_file() && path != holes {
+            read_through(File::open(&path).map_err(io("read a file"))?)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_through(mut file: File) -> Result<(), BenchError> {
+    let mut buffer = vec![0; 256 << 10];
+    while file.read(&mut buffer).map_err(io("read a file"))? > 0 {}
+    Ok(())
 }
 
 /// Waits until `ready` says so, looking every millisecond: what is measured here has no event to wait for.

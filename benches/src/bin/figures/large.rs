@@ -5,7 +5,7 @@ use std::process::Command;
 
 use damselfly_benches::lab::Host;
 use damselfly_benches::place::Place;
-use damselfly_benches::process::{cpu, prefault, timed};
+use damselfly_benches::process::{HOLES, cpu, fill_cache, prefault, timed};
 use damselfly_benches::stats::median;
 use damselfly_benches::{BenchError, floor, io};
 
@@ -84,8 +84,6 @@ impl Bench {
         Ok(())
     }
 
-    /// Twice: the smaller content because a machine may hand out fresh memory so slowly that eight files of 1 GiB cost
-    /// more for that than for everything else.
     pub(super) async fn eight(&self) -> Result<(), BenchError> {
         for (name, length) in [("256m", GIB / 4), ("1g", GIB)] {
             let origin = self.origin(&Place::loopback(), name, length).await?;
@@ -108,7 +106,7 @@ impl Bench {
                 median(&warm)
             ));
         }
-        Ok(())
+        fs::remove_file(self.dir.join(HOLES)).map_err(io("clean up"))
     }
 
     /// What a daemon that takes everything from another, and that one, spend for each GiB, in CPU seconds.
@@ -136,9 +134,8 @@ impl Bench {
         length: u64,
         run: impl AsyncFnOnce(&[Host]) -> Result<(), BenchError>,
     ) -> Result<f64, BenchError> {
-        // Each host's file takes fresh memory, too.
+        fill_cache(&self.dir)?;
         let delivered = u64::from(receivers) * length;
-        prefault(PREFAULT + delivered)?;
         let spent = || hosts.iter().map(|host| cpu(host.pid()).unwrap_or(0.0)).sum::<f64>();
         let before = spent();
         run(&hosts).await?;
