@@ -4,9 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use damselfly_api::common::v2::Download;
-use damselfly_core::Kind;
 use damselfly_core::download::Config as MachineConfig;
-use damselfly_core::{HostId, PeerId};
+use damselfly_core::{HostId, Kind, PeerId, TaskKey};
 use damselfly_scheduler_client::{Action, Cluster, Subject};
 use damselfly_source::Origin;
 use damselfly_storage::Store;
@@ -62,6 +61,14 @@ impl Engine {
         };
         let checked = self.cluster.block_list().check(Kind::Standard, Action::Download, &subject);
         checked.map_err(|_| Status::permission_denied("download rejected by blocklist policy"))
+    }
+
+    /// Removes a task of which nothing is held, if the caller was the last who had to do with it.
+    pub(crate) fn remove_unheld(&self, key: &TaskKey) {
+        let Some(content) = self.store.get(key) else { return };
+        if let Err(why) = tokio::task::block_in_place(|| self.store.remove_unheld(&content)) {
+            tracing::warn!(%key, %why, "cannot remove a task of which nothing is held");
+        }
     }
 }
 

@@ -50,6 +50,8 @@ pub enum Vice {
     Silent,
     /// It has nothing after all.
     Absent,
+    /// It has nothing of what SyncPieces tells.
+    Boastful,
     /// What happens to each connection's bytes after that many.
     Struck(Strike),
 }
@@ -97,7 +99,7 @@ impl Liar {
             Vice::Short => drop(bytes.pop()),
             Vice::Long => bytes.push(0),
             Vice::Shifted => offset += 1,
-            Vice::None | Vice::WrongNews | Vice::Silent | Vice::Absent | Vice::Struck(_) => {}
+            Vice::None | Vice::WrongNews | Vice::Silent | Vice::Absent | Vice::Boastful | Vice::Struck(_) => {}
         }
         Some(Served {
             content: Content::Bytes(bytes.into()),
@@ -117,7 +119,7 @@ impl PieceProvider for Liar {
         Box::pin(async move {
             match self.vice {
                 Vice::Silent => std::future::pending().await,
-                Vice::Absent => Ok(None),
+                Vice::Absent | Vice::Boastful => Ok(None),
                 _ => Ok(self.serve(piece)),
             }
         })

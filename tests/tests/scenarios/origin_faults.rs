@@ -32,6 +32,8 @@ async fn a_refusal_reaches_the_client_with_status_and_headers() {
         assert!(!host.path("out").try_exists().unwrap());
         assert!(origin.counts(&blob).requests <= 2, "a refusal is final");
     }
+    host.idles().await.unwrap();
+    assert!(host.daemon().engine().store.list().is_empty(), "what failed at once leaves nothing behind");
     swarm.stop().await;
 }
 

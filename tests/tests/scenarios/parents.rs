@@ -101,6 +101,13 @@ async fn a_parent_that_has_nothing_after_all_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_tells_of_pieces_and_denies_them_is_left() {
+    let mut scene = Scene::new(3, 14, Vice::Boastful).await;
+    scene.completes().await;
+    assert_eq!(scene.origin.counts(&scene.blob).body_bytes, scene.blob.pattern.length);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_parent_that_stops_in_the_middle_of_a_piece_is_left() {
     let mut scene = Scene::new(3, 9, Vice::Struck(Strike::Swallow(PIECE / 2))).await;
     scene.completes().await;

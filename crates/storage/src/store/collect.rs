@@ -130,6 +130,23 @@ impl Store {
         Ok(bytes)
     }
 
+    /// Removes a task of which nothing is held and which nobody uses: a download that failed before its first piece leaves
+    /// nothing behind. Says whether it did. What is paused or persistent, and empty content, stays. Leaves no tombstone.
+    ///
+    /// # Errors
+    /// A failing disk; the next pass tries again.
+    pub fn remove_unheld(&self, task: &Arc<TaskContent>) -> Result<bool, StoreError> {
+        let meta = task.meta();
+        if meta.held_bytes > 0 || task.is_complete() || meta.paused || meta.persistent {
+            return Ok(false);
+        }
+        match self.remove(task) {
+            Ok(_) => Ok(true),
+            Err(StoreError::InUse { .. } | StoreError::Gone(_)) => Ok(false),
+            Err(why) => Err(why),
+        }
+    }
+
     /// Removes what is left of tasks whose files could not be replaced, or not be removed when they were to go.
     fn sweep(&self) {
         let _changing = self.changing.lock();

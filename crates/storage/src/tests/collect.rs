@@ -328,3 +328,27 @@ fn metadata_outlives_a_restart_and_holds_no_secrets() {
     let sidecar = std::fs::read(bench.path(&key(1), "meta")).unwrap();
     assert!(!sidecar.windows(6).any(|window| window == b"secret"));
 }
+
+#[test]
+fn only_what_holds_nothing_and_waits_for_nobody_is_removed_as_unheld() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let new = |number: u32, new: NewTask| store.get_or_create(&key(number), new).unwrap();
+    let failed = new(1, NewTask::default());
+    let held = made(&store, &key(2), NewTask::default());
+    let paused = new(3, NewTask::default());
+    paused.set_paused(true).unwrap();
+    let persistent = new(4, NewTask { persistent: true, ..NewTask::default() });
+    let empty = new(5, NewTask::default());
+    complete(&store, &key(5), &[], 500);
+    for task in [&held, &paused, &persistent, &empty] {
+        assert!(!store.remove_unheld(task).unwrap(), "{:?}", task.meta());
+    }
+    let pin = failed.pin().unwrap();
+    assert!(!store.remove_unheld(&failed).unwrap(), "somebody wants it");
+    drop(pin);
+    assert!(store.remove_unheld(&failed).unwrap());
+    assert!(!store.remove_unheld(&failed).unwrap(), "once");
+    assert!(!bench.path(&key(1), "data").try_exists().unwrap());
+    assert_eq!((store.list().len(), store.tombstones().len()), (4, 0));
+}
