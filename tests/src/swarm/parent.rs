@@ -99,7 +99,8 @@ impl Liar {
             Vice::Short => drop(bytes.pop()),
             Vice::Long => bytes.push(0),
             Vice::Shifted => offset += 1,
-            Vice::None | Vice::WrongNews | Vice::Silent | Vice::Absent | Vice::Boastful | Vice::Struck(_) => {}
+            Vice::None | Vice::WrongNews | Vice::Silent | Vice::Absent | Vice::Boastful | Vice::Struck(_) => {
+            }
         }
         Some(Served {
             content: Content::Bytes(bytes.into()),
