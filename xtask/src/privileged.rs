@@ -1,4 +1,5 @@
-//! `cargo xtask test-privileged`: tests that need root, because they act as other users and in other mount namespaces.
+//! `cargo xtask test-privileged`: tests that need root, because they act as other users and in other mount and network
+//! namespaces.
 //!
 //! Such tests are compiled with the feature `privileged` of their package only, so that nobody runs or skips them by
 //! accident. Their test target is called `privileged`, or requires the feature in the manifest.
@@ -17,7 +18,7 @@ const FEATURE: &str = "privileged";
 pub(crate) enum PrivilegedError {
     /// Not root.
     #[error(
-        "these tests act as other users and in other mount namespaces, so they need root, and you are uid {0}; run `sudo -E env \"PATH=$PATH\" cargo xtask test-privileged`, or let a container or CI run it"
+        "these tests act as other users and in other mount and network namespaces, so they need root, and you are uid {0}; run `sudo -E env \"PATH=$PATH\" cargo xtask test-privileged`, or let a container or CI run it"
     )]
     NotRoot(u32),
     /// The workspace's packages are not to be had.

@@ -185,8 +185,8 @@ impl Download {
     }
 }
 
-/// Who is to take a piece first, of all who miss it: whose number is highest. All reckon the same, so what only one host
-/// has goes to each of the others in a different order, and is with several of them after one of them has waited for it.
+/// Who is to take a piece first, of all who miss it: whose number is highest. All reckon the same, so each takes another part
+/// of what only one host has and passes it on, and that host need not send every piece to everybody itself.
 fn turn(fingerprint: u64, piece: u32) -> u64 {
     mix(fingerprint ^ mix(u64::from(piece)))
 }
