@@ -195,6 +195,10 @@ impl Scheduler {
 
     pub(super) fn hold_closed(&mut self, hold: HoldId, now: Tick, out: &mut Vec<Effect>) {
         if let Some(id) = self.hosts.unbind(hold) {
+            // Until now its Hold said whether it lives.
+            if let Some(host) = self.hosts.get_mut(&id) {
+                host.next_probe = now + self.config.probe_interval;
+            }
             self.host_dead(&id, now, out);
             self.arm(&id);
         }
