@@ -63,11 +63,11 @@ impl Engine {
         checked.map_err(|_| Status::permission_denied("download rejected by blocklist policy"))
     }
 
-    /// Removes a task of which nothing is held, if the caller was the last who had to do with it.
-    pub(crate) fn remove_unheld(&self, key: &TaskKey) {
+    /// Removes a task whose content nothing became known of, if the caller was the last who had to do with it.
+    pub(crate) fn remove_blank(&self, key: &TaskKey) {
         let Some(content) = self.store.get(key) else { return };
-        if let Err(why) = tokio::task::block_in_place(|| self.store.remove_unheld(&content)) {
-            tracing::warn!(%key, %why, "cannot remove a task of which nothing is held");
+        if let Err(why) = tokio::task::block_in_place(|| self.store.remove_blank(&content)) {
+            tracing::warn!(%key, %why, "cannot remove a task of which nothing is known");
         }
     }
 }

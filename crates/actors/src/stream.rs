@@ -172,7 +172,7 @@ impl Actor for ProgressStream {
         if let Err(status) = result {
             metrics.download_failures.get_or_create(&args.labels).inc();
             tracing::info!(key = %args.key, code = ?status.code(), why = status.message(), "client not served");
-            args.engine.remove_unheld(&args.key);
+            args.engine.remove_blank(&args.key);
             // A client that is gone cannot be told.
             drop(args.out.send_timeout(Err(status), STALLED).await);
         }

@@ -294,12 +294,12 @@ impl TasksState {
     }
 
     /// A task runs no more. Its last pin may go with it, which gives room back on the disk, and so does the task when
-    /// nothing of it was ever there; only then is it over.
+    /// nothing became known of its content; only then is it over.
     fn forget(&mut self, key: &TaskKey) {
         let Some(entry) = self.entries.remove(key) else { return };
         let peer_id = entry.peer_id.clone();
         tokio::task::block_in_place(|| drop(entry));
-        self.engine.remove_unheld(key);
+        self.engine.remove_blank(key);
         if let Some(view) = self.engine.live.view(key) {
             let sources =
                 Sources { origin: view.origin_bytes, peers: view.peer_bytes, local: view.local_bytes };

@@ -115,7 +115,7 @@ async fn a_cancelled_task_fails_its_clients_and_can_be_taken_up_again() {
     host.idles().await.unwrap();
     assert!(!host.path("out").try_exists().unwrap());
     let again = host.local_client().await.unwrap().cancel(CancelRequest { task: task(&blob) }).await;
-    assert_eq!(again.unwrap_err().code(), Code::NotFound, "no piece was there yet, so nothing is left of it");
+    assert_eq!(again.unwrap_err().code(), Code::FailedPrecondition);
     host.get(&blob.url, "out").await.unwrap();
     blob.pattern.check_file(host.path("out")).unwrap();
     swarm.stop().await;

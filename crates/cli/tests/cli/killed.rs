@@ -31,12 +31,8 @@ fn fetched_once(origin: &OriginServer, blob: &Blob) {
 async fn a_daemon_killed_anywhere_resumes() {
     let origin = OriginServer::start().await.unwrap();
     let home = tempfile::tempdir().unwrap();
-    // SplitMix64 of the round: the same points in every run, spread over the content.
-    let point = |round: u64| {
-        let mut z = round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        1 + (z ^ (z >> 27)) % (LENGTH - 1)
-    };
+    // The same points in every run, spread over the content.
+    let point = |round: u64| 1 + damselfly_core::mix(round) % (LENGTH - 1);
     for round in 0..8 {
         let blob = slow(&origin, 100 + round);
         let node = Node::start(home.path(), &[]).await;

@@ -59,12 +59,20 @@ impl Host {
     }
 
     /// What the host is waiting for: the end of its Hold's patience, or its next probe.
-    pub(super) fn deadline(&self, config: &Config) -> Option<Tick> {
+    fn deadline(&self, config: &Config) -> Option<Tick> {
         if self.hold.is_some() {
             return self.alive.then(|| self.heard + config.hold_silence);
         }
         // Nobody asks about a host that serves nobody, except for seeds, which are chosen among the living.
         (self.info.seed || !self.peers.is_empty()).then_some(self.next_probe)
+    }
+
+    /// Its deadline from now on. As long as it had a Hold, or served nobody, it was not probed: that is not made up for.
+    pub(super) fn rearm(&mut self, config: &Config, now: Tick) -> Option<Tick> {
+        if self.next_probe <= now {
+            self.next_probe = now + config.probe_interval;
+        }
+        self.deadline(config)
     }
 }
 

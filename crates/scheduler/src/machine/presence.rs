@@ -36,13 +36,13 @@ impl Scheduler {
                 }
             }
         }
-        self.arm(&id);
+        self.arm(&id, now);
         self.release_held(&id, now, out);
     }
 
     /// Sets the host's deadline anew.
-    fn arm(&mut self, id: &HostId) {
-        let at = self.hosts.get(id).and_then(|host| host.deadline(&self.config));
+    fn arm(&mut self, id: &HostId, now: Tick) {
+        let at = self.hosts.get_mut(id).and_then(|host| host.rearm(&self.config, now));
         self.timers.set(Timer::Host(id.clone()), at);
     }
 
@@ -87,7 +87,7 @@ impl Scheduler {
                 }
             });
         }
-        self.arm(id);
+        self.arm(id, now);
     }
 
     pub(super) fn host_left(&mut self, id: &HostId, now: Tick, out: &mut Vec<Effect>) {
@@ -109,7 +109,7 @@ impl Scheduler {
         } else if now >= host.heard + self.config.hold_silence {
             self.host_dead(id, now, out);
         } else {
-            self.arm(id);
+            self.arm(id, now);
         }
     }
 
@@ -119,7 +119,7 @@ impl Scheduler {
         let Some(host) = self.hosts.get_mut(id).filter(|host| host.hold.is_none()) else { return };
         host.next_probe = now + interval;
         out.push(Effect::Probe { host: id.clone(), address: host.info.address });
-        self.arm(id);
+        self.arm(id, now);
     }
 
     pub(super) fn probed(&mut self, id: &HostId, alive: bool, now: Tick, out: &mut Vec<Effect>) {
@@ -141,7 +141,7 @@ impl Scheduler {
             self.host_dead(id, now, out);
         } else {
             host.next_probe = now + retry;
-            self.arm(id);
+            self.arm(id, now);
         }
     }
 
@@ -158,7 +158,7 @@ impl Scheduler {
             if let Some(former) = self.hosts.bind(&id, hold, now) {
                 out.push(Effect::CloseHold(former, "another Hold of the same host took its place"));
             }
-            self.arm(&id);
+            self.arm(&id, now);
             return;
         }
         let Some(id) = self.hosts.by_hold(hold).cloned() else {
@@ -190,17 +190,13 @@ impl Scheduler {
             HoldMessage::Leaving { restarting: true } => self.host_dead(&id, now, out),
             HoldMessage::Leaving { restarting: false } => return self.host_left(&id, now, out),
         }
-        self.arm(&id);
+        self.arm(&id, now);
     }
 
     pub(super) fn hold_closed(&mut self, hold: HoldId, now: Tick, out: &mut Vec<Effect>) {
         if let Some(id) = self.hosts.unbind(hold) {
-            // Until now its Hold said whether it lives.
-            if let Some(host) = self.hosts.get_mut(&id) {
-                host.next_probe = now + self.config.probe_interval;
-            }
             self.host_dead(&id, now, out);
-            self.arm(&id);
+            self.arm(&id, now);
         }
     }
 

@@ -337,10 +337,7 @@ impl Task {
         self.dragonfly += usize::from(!peer.ours);
         if let Some(host) = cx.hosts.get_mut(&peer.host) {
             host.peers.insert((self.key.clone(), peer.id.clone()));
-            if host.next_probe <= cx.now {
-                host.next_probe = cx.now + cx.config.probe_interval;
-            }
-            let at = host.deadline(cx.config);
+            let at = host.rearm(cx.config, cx.now);
             cx.timers.set(Timer::Host(peer.host.clone()), at);
         }
         self.peers.insert(peer.id.clone(), peer);

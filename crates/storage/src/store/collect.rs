@@ -130,14 +130,15 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Removes a task of which nothing is held and which nobody uses: a download that failed before its first piece leaves
-    /// nothing behind. Says whether it did. What is paused or persistent, and empty content, stays. Leaves no tombstone.
+    /// Removes a task whose content nothing became known of and which nobody uses: a download that failed at once leaves
+    /// nothing behind. Says whether it did. What is paused or persistent stays. Leaves no tombstone.
     ///
     /// # Errors
     /// A failing disk; the next pass tries again.
-    pub fn remove_unheld(&self, task: &Arc<TaskContent>) -> Result<bool, StoreError> {
+    pub fn remove_blank(&self, task: &Arc<TaskContent>) -> Result<bool, StoreError> {
         let meta = task.meta();
-        if meta.held_bytes > 0 || task.is_complete() || meta.paused || meta.persistent {
+        // Without a length no piece has a place yet.
+        if meta.geometry.is_some() || meta.paused || meta.persistent {
             return Ok(false);
         }
         match self.remove(task) {

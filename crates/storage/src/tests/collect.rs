@@ -330,7 +330,7 @@ fn metadata_outlives_a_restart_and_holds_no_secrets() {
 }
 
 #[test]
-fn only_what_holds_nothing_and_waits_for_nobody_is_removed_as_unheld() {
+fn only_what_is_blank_and_waits_for_nobody_is_removed_as_that() {
     let bench = Bench::new();
     let store = bench.open();
     let new = |number: u32, new: NewTask| store.get_or_create(&key(number), new).unwrap();
@@ -341,14 +341,16 @@ fn only_what_holds_nothing_and_waits_for_nobody_is_removed_as_unheld() {
     let persistent = new(4, NewTask { persistent: true, ..NewTask::default() });
     let empty = new(5, NewTask::default());
     complete(&store, &key(5), &[], 500);
-    for task in [&held, &paused, &persistent, &empty] {
-        assert!(!store.remove_unheld(task).unwrap(), "{:?}", task.meta());
+    let measured = new(6, NewTask::default());
+    measured.set_facts(crate::testing::facts(1000, 500)).unwrap();
+    for task in [&held, &paused, &persistent, &empty, &measured] {
+        assert!(!store.remove_blank(task).unwrap(), "{:?}", task.meta());
     }
     let pin = failed.pin().unwrap();
-    assert!(!store.remove_unheld(&failed).unwrap(), "somebody wants it");
+    assert!(!store.remove_blank(&failed).unwrap(), "somebody wants it");
     drop(pin);
-    assert!(store.remove_unheld(&failed).unwrap());
-    assert!(!store.remove_unheld(&failed).unwrap(), "once");
+    assert!(store.remove_blank(&failed).unwrap());
+    assert!(!store.remove_blank(&failed).unwrap(), "once");
     assert!(!bench.path(&key(1), "data").try_exists().unwrap());
-    assert_eq!((store.list().len(), store.tombstones().len()), (4, 0));
+    assert_eq!((store.list().len(), store.tombstones().len()), (5, 0));
 }
