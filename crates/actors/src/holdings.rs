@@ -59,6 +59,7 @@ fn holding(content: &Arc<TaskContent>, with_crcs: bool) -> Option<Holding> {
         persistent: meta.persistent,
         validator: Some(wire::validator_to(&meta.validator)),
         private: meta.private,
+        url: if meta.private { meta.url_redacted } else { String::new() },
     })
 }
 

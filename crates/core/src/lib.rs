@@ -14,6 +14,7 @@ pub mod mix;
 pub mod pieces;
 pub mod range;
 pub mod redact;
+pub mod resource;
 pub mod task_id;
 pub mod tick;
 

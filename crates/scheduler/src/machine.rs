@@ -26,6 +26,7 @@ mod leases;
 mod ledger;
 mod peers;
 mod presence;
+mod privacy;
 mod register;
 mod scoring;
 mod seeding;

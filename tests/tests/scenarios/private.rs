@@ -99,3 +99,46 @@ async fn asking_makes_nobody_a_user_of_the_task() {
     assert_eq!(owners(), Some(1), "the origin said yes");
     swarm.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn private_content_of_another_host_is_for_those_who_name_its_url() {
+    let (origin, strangers) = (OriginServer::start().await.unwrap(), OriginServer::start().await.unwrap());
+    let mut swarm = Swarm::start(3, "").await.unwrap();
+    let [first, second, third] = &swarm.hosts[..] else { unreachable!() };
+    let blob = origin.named_blob(2 * PIECE, 1, "model");
+    closed(&origin, &blob);
+    let lure = strangers.named_blob(2 * PIECE, 1, "model");
+    first.download(authorised(by_content(&blob.url, first, "out"))).await.unwrap();
+
+    // The scheduler gives it no parents: it has what its own URL names.
+    let told = second.download(by_content(&lure.url, second, "lured")).await.unwrap();
+    let receipt = second.receipt(&told).await.unwrap();
+    assert_eq!((receipt.peer_bytes, receipt.origin_bytes), (0, 2 * PIECE), "{receipt:?}");
+    assert_eq!(strangers.counts(&lure).body_bytes, 2 * PIECE);
+
+    let status = third.download(by_content(&blob.url, third, "unasked")).await.unwrap_err();
+    assert!(status.message().contains("401"), "{status:?}");
+    let told = third.download(authorised(by_content(&blob.url, third, "out"))).await.unwrap();
+    let receipt = third.receipt(&told).await.unwrap();
+    assert_eq!((receipt.peer_bytes, receipt.origin_bytes), (2 * PIECE, 0), "{receipt:?}");
+    blob.pattern.check_file(third.path("out")).unwrap();
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_in_the_url_makes_content_private() {
+    let origin = OriginServer::start().await.unwrap();
+    let mut swarm = Swarm::start(1, "").await.unwrap();
+    let host = &swarm.hosts[0];
+    let blob = origin.named_blob(PIECE, 1, "model");
+    origin.set(&blob, Behaviour::requiring("authorization", "Basic bWU6cmlnaHQ="));
+    let (_, rest) = blob.url.split_once("://").unwrap();
+    let with = |user: &str, name| by_content(&format!("http://{user}@{rest}"), host, name);
+    host.download(with("me:right", "first")).await.unwrap();
+    host.download(by_content(&blob.url, host, "anybody")).await.unwrap_err();
+    host.download(with("me:wrong", "guessed")).await.unwrap_err();
+    assert!(!host.path("anybody").try_exists().unwrap() && !host.path("guessed").try_exists().unwrap());
+    host.download(with("me:right", "second")).await.unwrap();
+    blob.pattern.check_file(host.path("second")).unwrap();
+    swarm.stop().await;
+}

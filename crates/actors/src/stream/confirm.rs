@@ -5,6 +5,7 @@
 //! with any URL, that of a server of the asker's for instance, which confirms whatever it is asked. So the URL that the
 //! task was made for counts, and what is fetched with headers goes only into a task that was made for its URL.
 
+use damselfly_core::resource::place;
 use damselfly_storage::{Meta, TaskContent};
 use tonic::Status;
 use url::Url;
@@ -68,10 +69,6 @@ pub(super) async fn at_the_origin(args: &StreamArgs, meta: &Meta) -> Result<(), 
 /// for it: then clients may filter different parameters and mean the same.
 fn same_resource(stored: &str, asked: &Url, named: bool) -> bool {
     let Ok(stored) = Url::parse(stored) else { return false };
-    let place = |url: &Url| {
-        let (scheme, host) = (url.scheme().to_owned(), url.host_str().map(str::to_owned));
-        (scheme, host, url.port_or_known_default(), url.path().to_owned())
-    };
     let names = |url: &Url| {
         let mut names: Vec<_> = url.query_pairs().map(|(name, _)| name.into_owned()).collect();
         names.sort();

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use damselfly_core::download::HeadersId;
-use damselfly_core::redact;
+use damselfly_core::{redact, resource};
 use url::Url;
 
 /// One client's way to the origin: the URL and its own headers.
@@ -18,7 +18,8 @@ pub struct OriginRequest {
 }
 
 impl OriginRequest {
-    /// Equal for requests whose headers are equal, whatever their order or the case of their names.
+    /// Equal for requests that show the origin the same: headers, whatever their order or the case of their names, and the
+    /// user and password in the URL.
     #[must_use]
     pub fn headers_id(&self) -> HeadersId {
         use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -26,13 +27,17 @@ impl OriginRequest {
         sorted.sort();
         let mut hasher = DefaultHasher::new();
         sorted.hash(&mut hasher);
+        if resource::has_credentials(&self.url) {
+            (self.url.username(), self.url.password()).hash(&mut hasher);
+        }
         HeadersId(hasher.finish())
     }
 
-    /// Whether the request carries headers of its own, so that what it fetches is not for everybody.
+    /// Whether the request carries headers of its own or credentials in its URL, so that what it fetches is not for
+    /// everybody.
     #[must_use]
     pub fn is_private(&self) -> bool {
-        !self.headers.is_empty()
+        !self.headers.is_empty() || resource::has_credentials(&self.url)
     }
 }
 
@@ -64,6 +69,17 @@ mod tests {
         let a = request(&[("Authorization", "x"), ("A", "b")]);
         assert_eq!(a.headers_id(), request(&[("a", "b"), ("authorization", "x")]).headers_id());
         assert_ne!(a.headers_id(), request(&[("a", "b"), ("authorization", "y")]).headers_id());
+    }
+
+    #[test]
+    fn credentials_in_the_url_are_private_and_tell_requests_apart() {
+        let at =
+            |url| OriginRequest { url: Url::parse(url).unwrap(), headers: Vec::new(), piece_length: None };
+        let (anybody, me) = (at("http://origin/x"), at("http://me:secret@origin/x"));
+        assert!(!anybody.is_private() && me.is_private());
+        let all = [anybody, me, at("http://me:other@origin/x"), at("http://you:secret@origin/x")];
+        let ids: std::collections::HashSet<_> = all.iter().map(OriginRequest::headers_id).collect();
+        assert_eq!(ids.len(), all.len());
     }
 
     #[test]

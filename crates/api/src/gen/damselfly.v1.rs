@@ -264,6 +264,9 @@ pub struct Holding {
     /// task has many, further holdings of it in that list go on.
     #[prost(fixed32, repeated, tag = "13")]
     pub crcs: ::prost::alloc::vec::Vec<u32>,
+    /// Of private content: the URL it comes from, user, password and query values replaced.
+    #[prost(string, tag = "14")]
+    pub url: ::prost::alloc::string::String,
 }
 /// Tasks that were deleted on this host and are not to be counted or brought back.
 #[derive(Clone, PartialEq, ::prost::Message)]

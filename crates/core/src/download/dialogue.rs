@@ -264,6 +264,9 @@ impl Download {
             FromScheduler::Length(geometry) => self.on_hearsay(geometry),
             FromScheduler::Refused(why) => {
                 self.dialogue.close(State::Gone(None), why);
+                // Nor may it go on with the parents it was given: the content may not be its own.
+                self.forget_parents();
+                self.cancel_where(|attempt| attempt.parent.is_some());
                 self.assume_leave();
             }
             FromScheduler::Absent => {

@@ -197,6 +197,8 @@ pub struct Holding {
     pub validator: Validator,
     /// Every further client must prove its headers at the origin.
     pub private: bool,
+    /// Where private content comes from, without secrets; empty where its host does not say.
+    pub url: String,
 }
 
 /// What a daemon says on its Hold stream.

@@ -9,6 +9,7 @@ use super::Cx;
 use super::event::{Answer, Ending, PieceReport};
 use super::ledger::Ledger;
 use super::peers::{Peer, PeerState};
+use super::privacy::ELSEWHERE;
 use super::tasks::{Task, contradicts};
 
 /// The geometry that `learned` speaks of, when it does and one can exist.
@@ -19,6 +20,11 @@ pub(super) fn geometry_of(content_length: Option<u64>, piece_length: u64) -> Opt
 impl Task {
     /// A peer of ours tells what the origin answered.
     pub(super) fn learn(&mut self, id: &PeerId, told: Learned, cx: &mut Cx<'_>) {
+        if told.private && self.is_elsewhere(id) {
+            // Its private content is no part of this task.
+            return self.refuse(id, ELSEWHERE, cx);
+        }
+        let was_private = self.is_private();
         let told = Learned { piece_length: self.piece_length_of(&told), ..told };
         match &self.learned {
             None => self.adopt(id, told, cx),
@@ -40,6 +46,9 @@ impl Task {
                     self.adopt(id, merged, cx);
                 }
             }
+        }
+        if self.is_private() && !was_private {
+            self.refuse_elsewhere(cx);
         }
     }
 

@@ -124,6 +124,8 @@ pub(super) struct Peer {
     pub(super) may_use_origin: bool,
     pub(super) need_back_to_source: bool,
     pub(super) metadata_only: bool,
+    /// Its URL names another resource than the task's, which only an id that is not made from the URL allows.
+    pub(super) elsewhere: bool,
     /// What it holds; over no pieces while the geometry is unknown.
     pub(super) pieces: PieceSet,
     /// What it said it holds before the geometry was known.
@@ -188,6 +190,7 @@ impl Peer {
             may_use_origin: true,
             need_back_to_source: false,
             metadata_only: false,
+            elsewhere: false,
             pieces: PieceSet::default(),
             early: None,
             ahead: 0,

@@ -240,6 +240,9 @@ impl Scheduler {
                     held
                 }
             };
+            if told.private {
+                task.comes_from(&holding.url);
+            }
             task.learn(&peer, told, cx);
             let Some(count) = task.geometry.map(|geometry| geometry.piece_count()) else { return };
             let pieces = if holding.bitmap.is_empty() {

@@ -6,6 +6,7 @@ use damselfly_core::{HostId, PeerId, PieceSet, Tick};
 use super::event::{Answer, Effect, Ending, PeerEvent, Priority, Register, Restate, StreamId};
 use super::leases::pieces_of;
 use super::peers::{Peer, Step};
+use super::privacy::ELSEWHERE;
 use super::seeding::Seeding;
 use super::tasks::{Task, TaskState};
 use super::timers::Timer;
@@ -82,9 +83,7 @@ impl Task {
         let register = Register { about: Default::default(), restate: None, range, ..*register };
         let (ours, seed) =
             cx.hosts.get(&host).map_or((false, false), |host| (host.is_ours(), host.info.seed));
-        if self.about.url.is_empty() {
-            self.about = about;
-        }
+        let elsewhere = self.take_about(about);
         let inherited = self.absorb(&id, &host, ours, stream, cx);
         *cx.next_order += 1;
         let mut peer = Peer::new(id.clone(), host.clone(), ours, cx.now);
@@ -95,11 +94,18 @@ impl Task {
         peer.may_use_origin = !register.disable_back_to_source;
         peer.need_back_to_source = register.need_back_to_source;
         peer.metadata_only = register.metadata_only;
+        peer.elsewhere = elsewhere;
         peer.list_dirty = true;
         self.insert(peer, cx);
         cx.streams.insert(stream, Seat::Peer(self.key.clone(), id.clone()));
+        if elsewhere && self.is_private() {
+            return self.refuse(&id, ELSEWHERE, cx);
+        }
         if let Some(learned) = learned.filter(|_| ours) {
             self.learn(&id, learned, cx);
+            if !self.peers.get(&id).is_some_and(Peer::is_active) {
+                return;
+            }
         }
         if let Some(length) = register.content_length {
             self.learn_length(&id, length, register.piece_length, cx);

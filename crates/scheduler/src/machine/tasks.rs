@@ -46,6 +46,8 @@ impl TaskState {
 pub(super) struct Task {
     pub(super) key: TaskKey,
     pub(super) about: About,
+    /// Where private content comes from, as a host that holds it says: counts while nobody has said what the task is about.
+    pub(super) place: Option<String>,
     pub(super) state: TaskState,
     pub(super) learned: Option<Learned>,
     pub(super) geometry: Option<Geometry>,
@@ -79,6 +81,7 @@ impl Task {
         Self {
             key,
             about: About::default(),
+            place: None,
             state: TaskState::Pending,
             learned: None,
             geometry: None,

@@ -6,6 +6,7 @@ mod kit;
 mod limits;
 mod mixed;
 mod presence;
+mod privacy;
 mod seeds;
 mod swarm;
 mod versions;

@@ -204,6 +204,7 @@ pub(super) fn holding(holding: ours::Holding) -> Result<Holding, Status> {
         crcs: holding.crcs.into_iter().map(Crc).collect(),
         validator: validator(holding.validator),
         private: holding.private,
+        url: holding.url,
     })
 }
 

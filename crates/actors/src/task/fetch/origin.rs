@@ -106,13 +106,10 @@ async fn get(
 
 fn learn(args: &FetchArgs, request: &OriginRequest, response: &Response) -> Result<Learned, Failure> {
     let length = response.content_length;
+    let private = args.engine.config.private_tasks && request.is_private();
     let geometry = length.map(|length| geometry(length, request.piece_length)).transpose()?;
-    let facts = Facts {
-        geometry,
-        validator: response.validator.clone(),
-        headers: response.headers.clone(),
-        private: request.is_private(),
-    };
+    let facts =
+        Facts { geometry, validator: response.validator.clone(), headers: response.headers.clone(), private };
     tokio::task::block_in_place(|| args.content.set_facts(facts)).map_err(|why| storage_failure(&why))?;
     Ok(Learned {
         content_length: length,
@@ -120,7 +117,7 @@ fn learn(args: &FetchArgs, request: &OriginRequest, response: &Response) -> Resu
         validator: response.validator.clone(),
         headers: response.headers.clone(),
         ranges: Some(response.ranges),
-        private: request.is_private(),
+        private,
     })
 }
 

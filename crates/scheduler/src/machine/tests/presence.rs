@@ -25,6 +25,7 @@ pub(super) fn holding(pieces: u32, held: &[u32]) -> Holding {
         crcs: Vec::new(),
         validator: learned(pieces, "v1").validator,
         private: false,
+        url: String::new(),
     }
 }
 
