@@ -222,7 +222,7 @@ pub struct PersistentTask {
     pub updated_at: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// A persistent cache task as a scheduler knows it.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PersistentCacheTask {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -255,6 +255,12 @@ pub struct PersistentCacheTask {
     pub created_at: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(message, optional, tag = "13")]
     pub updated_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Damselfly: where the copies are.
+    #[prost(message, repeated, tag = "1000")]
+    pub replicas: ::prost::alloc::vec::Vec<super::super::damselfly::v1::Replica>,
+    /// Damselfly: schedulers that know of the task's hosts; with one, its loss ends the repair of replicas.
+    #[prost(uint32, tag = "1001")]
+    pub schedulers: u32,
 }
 /// A daemon's host. Dragonfly's scheduler refuses ports below 1024 and an empty hostname.
 #[derive(Clone, PartialEq, ::prost::Message)]

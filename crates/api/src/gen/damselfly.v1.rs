@@ -140,6 +140,25 @@ pub struct ReceiptParent {
     #[prost(uint64, tag = "5")]
     pub bytes: u64,
 }
+/// One copy of a persistent cache task.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Replica {
+    #[prost(string, tag = "1")]
+    pub host_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub ip: ::prost::alloc::string::String,
+    /// It counts as a replica and is not evicted.
+    #[prost(bool, tag = "4")]
+    pub persistent: bool,
+    /// It has all pieces.
+    #[prost(bool, tag = "5")]
+    pub complete: bool,
+    /// Its host can be reached.
+    #[prost(bool, tag = "6")]
+    pub alive: bool,
+}
 /// Kinds of task, numbered like common.v2.TaskType.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

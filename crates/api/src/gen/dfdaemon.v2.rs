@@ -833,7 +833,7 @@ pub struct PersistentCacheTaskChunk {
     pub content: ::prost::bytes::Bytes,
 }
 /// The import stands, with as many replicas as `ack` asked for.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WritePersistentCacheTaskResponse {
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,

@@ -708,7 +708,7 @@ pub struct DeletePersistentTaskRequest {
     pub task_id: ::prost::alloc::string::String,
 }
 /// A peer of a persistent cache task enters.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegisterPersistentCachePeerRequest {
     /// Its copy becomes a replica.
     #[prost(bool, tag = "1")]
@@ -726,6 +726,9 @@ pub struct RegisterPersistentCachePeerRequest {
     pub concurrent_piece_count: ::core::option::Option<u32>,
     #[prost(uint64, tag = "7")]
     pub piece_count: u64,
+    /// Damselfly, only to our own schedulers: what this peer holds already.
+    #[prost(message, optional, tag = "1000")]
+    pub restate: ::core::option::Option<super::super::damselfly::v1::Restate>,
 }
 /// The peer begins to fetch from the parents it was given.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -808,6 +811,9 @@ pub struct NormalPersistentCacheTaskResponse {
 /// To a peer.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AnnouncePersistentCachePeerResponse {
+    /// Damselfly, only to our own daemons: what is known of the content and the CRC ledger.
+    #[prost(message, optional, tag = "1000")]
+    pub facts: ::core::option::Option<super::super::damselfly::v1::Facts>,
     #[prost(oneof = "announce_persistent_cache_peer_response::Response", tags = "1, 2")]
     pub response: ::core::option::Option<
         announce_persistent_cache_peer_response::Response,
@@ -878,6 +884,13 @@ pub struct UploadPersistentCacheTaskFinishedRequest {
     pub task_id: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub peer_id: ::prost::alloc::string::String,
+    /// Damselfly, only to our own schedulers: flushed, verified replicas to wait for before answering, the
+    /// importer's included; 0 and 1 do not wait. The call ends with DEADLINE_EXCEEDED when they do not come about.
+    #[prost(uint32, tag = "1000")]
+    pub ack: u32,
+    /// Damselfly: CRC-32 of every piece, from the first to the last; the ledger of the task.
+    #[prost(fixed32, repeated, tag = "1001")]
+    pub crcs: ::prost::alloc::vec::Vec<u32>,
 }
 /// The import of a persistent cache task by this peer failed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
