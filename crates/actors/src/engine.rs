@@ -59,8 +59,27 @@ impl Engine {
             tag: download.tag.as_deref().unwrap_or_default(),
             priority: Some(download.priority),
         };
-        let checked = self.cluster.block_list().check(Kind::Standard, Action::Download, &subject);
-        checked.map_err(|_| Status::permission_denied("download rejected by blocklist policy"))
+        self.check_listed(Kind::Standard, Action::Download, &subject)
+    }
+
+    /// Whether dynconfig's block list lets something be done with a kind of task.
+    ///
+    /// # Errors
+    /// As [`Self::check_blocked`].
+    pub(crate) fn check_listed(
+        &self,
+        kind: Kind,
+        action: Action,
+        subject: &Subject<'_>,
+    ) -> Result<(), Status> {
+        let what = match action {
+            Action::Download => "download",
+            Action::Upload => "upload",
+        };
+        self.cluster.block_list().check(kind, action, subject).map_err(|_| {
+            self.metrics.blocked(kind);
+            Status::permission_denied(format!("{what} rejected by blocklist policy"))
+        })
     }
 
     /// Removes a task whose content nothing became known of, if the caller was the last who had to do with it.

@@ -55,7 +55,7 @@ fn holding(content: &Arc<TaskContent>, with_crcs: bool) -> Option<Holding> {
         piece_length: geometry.piece_length(),
         bitmap: if held.is_full() { Vec::new() } else { held.to_bytes() },
         ttl_left: wire::duration(meta.ttl_left),
-        replica_target: 0,
+        replica_target: u32::try_from(meta.replica_target).unwrap_or(u32::MAX),
         persistent: meta.persistent,
         validator: Some(wire::validator_to(&meta.validator)),
         private: meta.private,

@@ -13,6 +13,7 @@ pub mod engine;
 mod grpc;
 mod holdings;
 pub mod host;
+mod import;
 pub mod kit;
 mod known;
 pub mod listeners;

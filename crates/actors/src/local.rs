@@ -10,6 +10,7 @@ mod download;
 mod framed;
 pub(crate) mod message;
 mod own;
+pub(crate) mod persistent_cache;
 pub(crate) mod stat;
 mod status;
 #[cfg(test)]
@@ -48,6 +49,14 @@ pub fn router(engine: &Arc<Engine>, facts: Arc<StatusFacts>, health: Routes) -> 
     };
     let framed = Router::new()
         .route("/dfdaemon.v2.DfdaemonDownload/DownloadTask", post(framed::download_task))
+        .route(
+            "/dfdaemon.v2.DfdaemonDownload/DownloadPersistentCacheTask",
+            post(framed::download_persistent_cache_task),
+        )
+        .route(
+            "/dfdaemon.v2.DfdaemonDownload/ReadPersistentCacheTask",
+            post(framed::read_persistent_cache_task),
+        )
         .route("/damselfly.v1.Local/ReadTask", post(framed::read_task))
         .with_state(framing);
     health.add_service(download).add_service(own).into_axum_router().merge(framed)

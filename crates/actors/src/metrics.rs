@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use damselfly_core::Kind;
 use damselfly_transport::tcp::UploadFigures;
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -113,6 +114,15 @@ const CALLS: [(Call, &str, &str); 5] = [
 
 /// Standard tasks.
 const STANDARD: TypeLabel = TypeLabel { r#type: "0" };
+
+/// Dragonfly's number of a kind of task.
+const fn type_of(kind: Kind) -> TypeLabel {
+    match kind {
+        Kind::Standard => STANDARD,
+        Kind::PersistentCache => TypeLabel { r#type: "2" },
+        Kind::Cache => TypeLabel { r#type: "3" },
+    }
+}
 
 type Counters = Family<TaskLabels, Counter>;
 type ByType = Family<TypeLabel, Counter>;
@@ -242,14 +252,18 @@ impl Metrics {
         self.traffic.get_or_create(&from.label()).inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// The labels of a standard task's download. Whatever callers say, they are few and short.
+    /// The labels of a task's download. Whatever callers say, they are few and short.
     #[must_use]
-    pub fn labels(&self, tag: &str, app: &str, priority: i32) -> TaskLabels {
+    pub fn labels(&self, kind: Kind, tag: &str, app: &str, priority: i32) -> TaskLabels {
         let short = |text: &str| text.chars().take(LABEL_LENGTH).collect();
         // Dragonfly has the priorities 0 to 6.
         let priority = if (0..=6).contains(&priority) { priority.to_string() } else { "unknown".to_owned() };
-        let labels =
-            TaskLabels { r#type: STANDARD.r#type.to_owned(), tag: short(tag), app: short(app), priority };
+        let labels = TaskLabels {
+            r#type: type_of(kind).r#type.to_owned(),
+            tag: short(tag),
+            app: short(app),
+            priority,
+        };
         let mut known = self.labels.lock();
         if known.len() < LABEL_SETS || known.contains(&labels) {
             known.insert(labels.clone());
@@ -259,8 +273,8 @@ impl Metrics {
     }
 
     /// The block list refused a download.
-    pub fn blocked(&self) {
-        self.blocked.get_or_create(&STANDARD).inc();
+    pub fn blocked(&self, kind: Kind) {
+        self.blocked.get_or_create(&type_of(kind)).inc();
     }
 
     /// A request to an origin of this URL scheme begins; dropping the result records how long its answer took to begin.

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use damselfly_api::common::v2::Download;
-use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_core::geometry::named_piece_length;
 use damselfly_core::task_id::{StandardInput, standard};
-use damselfly_core::{ByteRange, Digest, IdError, Kind, RangeSpec, TaskId, TaskKey, redact};
+use damselfly_core::{ByteRange, Digest, Geometry, IdError, Kind, RangeSpec, TaskId, TaskKey, redact};
 use damselfly_storage::NewTask;
 use damselfly_transport::local::{Caller, PathAccess};
 use tokio::sync::mpsc;
@@ -19,13 +18,17 @@ use tonic::codegen::BoxStream;
 use url::Url;
 
 use crate::engine::Engine;
-use crate::local::message;
+use crate::local::message::{Message, Teller};
 use crate::metrics::TaskLabels;
 use crate::output::{Output, refused};
 use crate::stream::{Item, StreamArgs, Telling};
 use crate::task::request::OriginRequest;
 use crate::task::wire;
 use crate::tasks::{TasksMsg, Wish};
+
+mod persistent_cache;
+
+pub(crate) use persistent_cache::{Export, at_scheduler, prepare_export, unknown};
 
 /// Items on their way to a client: with content by reference, each at most one piece.
 const QUEUE: usize = 8;
@@ -38,6 +41,8 @@ pub struct Prepared {
     /// The task.
     pub key: TaskKey,
     new: NewTask,
+    /// How the content is cut, where the scheduler said so.
+    geometry: Option<Geometry>,
     owner: Option<u32>,
     wish: Wish,
     digest: Option<Digest>,
@@ -113,11 +118,12 @@ pub fn prepare(engine: &Engine, download: Download, owner: Option<u32>) -> Resul
     }
     let id = task_id(&download).map_err(invalid)?;
     let labels = engine.metrics.labels(
+        Kind::Standard,
         download.tag.as_deref().unwrap_or_default(),
         download.application.as_deref().unwrap_or_default(),
         download.priority,
     );
-    engine.check_blocked(&download).inspect_err(|_| engine.metrics.blocked())?;
+    engine.check_blocked(&download)?;
     let timeout = wire::duration_from(download.timeout).filter(|timeout| !timeout.is_zero());
     let request = OriginRequest { url, headers, piece_length: download.piece_length };
     let new = NewTask {
@@ -130,10 +136,18 @@ pub fn prepare(engine: &Engine, download: Download, owner: Option<u32>) -> Resul
         range,
         may_use_origin: !download.disable_back_to_source,
         deadline: Some(engine.clock.now() + timeout.unwrap_or(DEFAULT_TIMEOUT)),
-        request: Arc::new(request),
+        request: Some(Arc::new(request)),
         download: Arc::new(Download { output_path: None, ..download }),
     };
-    Ok(Prepared { key: TaskKey { kind: Kind::Standard, id }, new, owner, wish, digest, labels })
+    Ok(Prepared {
+        key: TaskKey { kind: Kind::Standard, id },
+        new,
+        geometry: None,
+        owner,
+        wish,
+        digest,
+        labels,
+    })
 }
 
 /// Starts the client's stream beneath the registry.
@@ -145,11 +159,22 @@ pub fn start(
     output: Option<Output>,
 ) -> mpsc::Receiver<Result<Item, Status>> {
     let (out, items) = mpsc::channel(QUEUE);
-    let Prepared { key, new, owner, wish, digest, labels } = prepared;
+    let Prepared { key, new, geometry, owner, wish, digest, labels } = prepared;
     let seat = engine.board.sit(format!("daemon/tasks/stream {}", key.id));
-    let shared = Arc::clone(engine);
-    let args =
-        StreamArgs { engine: shared, key, new, owner, wish, telling, output, digest, out, labels, seat };
+    let args = StreamArgs {
+        engine: Arc::clone(engine),
+        key,
+        new,
+        geometry,
+        owner,
+        wish,
+        telling,
+        output,
+        digest,
+        out,
+        labels,
+        seat,
+    };
     engine.tasks.cast(TasksMsg::Stream(Box::new(args)));
     items
 }
@@ -164,36 +189,68 @@ pub async fn output(
     download: &Download,
 ) -> Result<Option<Output>, Status> {
     let Some(path) = &download.output_path else { return Ok(None) };
+    let way = Way { overwrite: download.overwrite, force_hard_link: download.force_hard_link };
+    open_output(engine, caller, path, way).await.map(Some)
+}
+
+/// How an output may come about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    pub(crate) overwrite: bool,
+    pub(crate) force_hard_link: bool,
+}
+
+/// Opens an output at `path` with its caller's rights.
+///
+/// # Errors
+/// As [`output`].
+pub(crate) async fn open_output(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    path: &str,
+    way: Way,
+) -> Result<Output, Status> {
     let roots = engine.config.download.path_roots.clone().into();
     let access = PathAccess::new(Arc::clone(caller), roots);
     let target = access.open_output(Path::new(path)).await.map_err(|why| refused(&why))?;
-    if !download.overwrite && target.is_taken().await.map_err(|why| refused(&why))? {
+    if !way.overwrite && target.is_taken().await.map_err(|why| refused(&why))? {
         return Err(Status::already_exists(format!(
             "output path {path} is already exists; remove it or overwrite it"
         )));
     }
-    Ok(Some(Output {
+    Ok(Output {
         target,
         same_uid: caller.native && caller.uid == rustix::process::geteuid().as_raw(),
-        overwrite: download.overwrite,
-        force_hard_link: download.force_hard_link,
-    }))
+        overwrite: way.overwrite,
+        force_hard_link: way.force_hard_link,
+    })
 }
 
-/// A download asked for over the network: a scheduler triggers a seed, or another program watches one.
+/// Refuses what nobody may ask for over the network.
 ///
 /// # Errors
-/// As [`prepare`]; UNIMPLEMENTED for content in messages, which travels over Vortex between hosts.
-pub async fn remote(
-    engine: &Arc<Engine>,
-    download: Download,
-) -> Result<BoxStream<dfdaemon::DownloadTaskResponse>, Status> {
-    if download.need_piece_content {
+/// PERMISSION_DENIED for an output; UNIMPLEMENTED for content in messages, which travels over Vortex between hosts.
+pub(crate) fn check_remote(output: Option<&str>, need_piece_content: bool) -> Result<(), Status> {
+    if output.is_some() {
+        return Err(Status::permission_denied("output_path is for this host's own callers: leave it out"));
+    }
+    if need_piece_content {
         return Err(Status::unimplemented(
             "pieces travel between hosts over Vortex: leave out need_piece_content",
         ));
     }
-    let prepared = prepare(engine, download, None)?;
+    Ok(())
+}
+
+/// The story of a download asked for over the network: a scheduler triggers a seed or a replica, or another program
+/// watches one.
+///
+/// # Errors
+/// What the download fails with before anything is told.
+pub(crate) async fn remote<M: Message>(
+    engine: &Arc<Engine>,
+    prepared: Prepared,
+) -> Result<BoxStream<M>, Status> {
     let task = prepared.key.id.to_string();
     let mut items = start(engine, prepared, Telling::Pieces { content: false }, None);
     // A refusal before anything was told is the call's status, not the stream's.
@@ -202,7 +259,7 @@ pub async fn remote(
         .await
         .ok_or_else(|| Status::internal("the download's stream crashed; see the daemon's log"))??;
     let host = engine.identity.host_id.to_string();
-    let mut teller = message::Teller::new(host, task);
+    let mut teller = Teller::<M>::new(host, task);
     let head = teller.message(&first);
     let tail =
         ReceiverStream::new(items).filter_map(move |item| item.map(|item| teller.message(&item)).transpose());

@@ -15,8 +15,8 @@ mod verdict;
 use std::sync::Arc;
 use std::time::Duration;
 
-use damselfly_core::{Digest, RangeSpec, TaskKey};
-use damselfly_storage::{NewTask, TaskContent};
+use damselfly_core::{Digest, Geometry, RangeSpec, TaskKey};
+use damselfly_storage::{Facts, NewTask, TaskContent};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -56,6 +56,8 @@ pub struct StreamArgs {
     pub key: TaskKey,
     /// How the task is made if it does not exist.
     pub new: NewTask,
+    /// How the content is cut, where the scheduler said so beforehand: as for tasks without an origin.
+    pub geometry: Option<Geometry>,
     /// On whose behalf: one of the task's users as soon as they are let in. `None` is nobody this host knows.
     pub owner: Option<u32>,
     /// What of it, and how to get it.
@@ -102,7 +104,17 @@ impl StreamArgs {
     fn open(&self) -> Result<Arc<TaskContent>, Status> {
         let create = || self.engine.store.get_or_create(&self.key, self.new.clone());
         let opened = || tokio::task::block_in_place(create).map_err(|why| storage(&why));
-        let content = opened()?;
+        let mut content = opened()?;
+        if let Some(geometry) = self.geometry {
+            if content.geometry().is_some_and(|known| known != geometry) {
+                // What is left here of an earlier import under this id is not what the scheduler speaks of.
+                let deleted = tokio::task::block_in_place(|| self.engine.store.delete(&self.key));
+                deleted.map_err(|why| storage(&why))?;
+                content = opened()?;
+            }
+            let facts = Facts { geometry: Some(geometry), ..Facts::default() };
+            tokio::task::block_in_place(|| content.set_facts(facts)).map_err(|why| storage(&why))?;
+        }
         if confirm::may_share(self, &content) {
             return Ok(content);
         }

@@ -13,6 +13,7 @@
 //! starts another from what storage holds, and the clients are attached again.
 
 pub mod fetch;
+pub mod policy;
 pub mod request;
 pub mod session;
 pub mod watch;
@@ -52,10 +53,18 @@ use wire::{Dialogue, Parent};
 pub struct Joining {
     /// Its wish.
     pub client: Client,
-    /// Its way to the origin.
-    pub request: Arc<OriginRequest>,
+    /// Its way to the origin; `None` where the task has none.
+    pub request: Option<Arc<OriginRequest>>,
     /// Its download as it came, for registering at the scheduler.
     pub download: Arc<DownloadProto>,
+}
+
+impl Joining {
+    /// Bytes per piece where the user named them.
+    #[must_use]
+    pub fn piece_length(&self) -> Option<u64> {
+        self.request.as_ref().and_then(|request| request.piece_length)
+    }
 }
 
 /// What a user may do to a running task.
@@ -262,7 +271,9 @@ impl TaskState {
 
     fn join(&mut self, joining: Joining) -> Event {
         self.joined.insert(joining.client.id);
-        self.requests.insert(joining.client.headers, joining.request);
+        if let Some(request) = joining.request {
+            self.requests.insert(joining.client.headers, request);
+        }
         if self.download.url.is_empty() {
             self.download = joining.download;
         }

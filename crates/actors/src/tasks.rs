@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use damselfly_core::download::{Client, ClientId};
+use damselfly_core::download::{Client, ClientId, HeadersId};
 use damselfly_core::{PeerId, RangeSpec, TaskKey, Tick};
 use damselfly_storage::{Pin, StoreError, TaskContent};
 use damselfly_transport::TokenBucket;
@@ -37,10 +37,18 @@ pub struct Wish {
     pub may_use_origin: bool,
     /// When it gives up.
     pub deadline: Option<Tick>,
-    /// Its way to the origin.
-    pub request: Arc<OriginRequest>,
+    /// Its way to the origin; `None` where the task has none.
+    pub request: Option<Arc<OriginRequest>>,
     /// Its download as it came.
     pub download: Arc<damselfly_api::common::v2::Download>,
+}
+
+impl Wish {
+    /// Equal for clients that show the origin the same, and for all of a task that has none.
+    #[must_use]
+    pub fn headers(&self) -> HeadersId {
+        self.request.as_ref().map_or(HeadersId(0), |request| request.headers_id())
+    }
 }
 
 /// A client's place in a task. Dropping it leaves the task.
@@ -140,7 +148,7 @@ impl TasksState {
             client: Client {
                 id: client,
                 range: wish.range,
-                headers: wish.request.headers_id(),
+                headers: wish.headers(),
                 may_use_origin: wish.may_use_origin,
                 deadline: wish.deadline,
             },
@@ -159,7 +167,7 @@ impl TasksState {
                 (Progress::new(), Arc::new(TokenBucket::new(self.engine.known.limit(&key))));
             let peer_id = self.engine.identity.new_peer();
             let mut args = self.args(&content, &progress, &peer_id, &limit, Vec::new());
-            args.piece_length = joining.request.piece_length;
+            args.piece_length = joining.piece_length();
             let supervisor = self.start(myself, args).await?;
             let entry = Entry {
                 supervisor,
@@ -207,7 +215,7 @@ impl TasksState {
             content: Arc::clone(content),
             progress: Arc::clone(progress),
             peer_id: peer_id.clone(),
-            piece_length: clients.first().and_then(|joining| joining.request.piece_length),
+            piece_length: clients.first().and_then(Joining::piece_length),
             clients,
             limit: Arc::clone(limit),
             path: format!("daemon/tasks/{} {}", key.kind, &key.id.as_str()[..key.id.as_str().len().min(12)]),

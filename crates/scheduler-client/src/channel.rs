@@ -58,6 +58,10 @@ impl Tls {
     }
 }
 
+/// The longest answer, in bytes: the CRCs of 2^22 pieces take 16 MiB, the hosts of a large cluster less. Room for all that
+/// a message announces is made before the rest of it has come.
+pub(crate) const MAX_ANSWER: usize = 64 << 20;
+
 /// A channel that connects when first used, and again whenever it broke. `name` is what a TLS certificate must say.
 pub(crate) fn channel(address: SocketAddr, name: &str, tls: Option<&Tls>) -> Result<Channel, ClientError> {
     let scheme = if tls.is_some() { "https" } else { "http" };

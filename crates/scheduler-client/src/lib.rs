@@ -9,12 +9,14 @@
 mod announce;
 mod channel;
 mod cluster;
+mod dialect;
 mod dynconfig;
 mod error;
 mod handle;
 mod hold;
 mod member;
 mod peer;
+mod persistent_cache;
 mod ring;
 mod target;
 

@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 
 use crate::ClientError;
 use crate::announce::{announce_host, delete_host};
-use crate::channel::{Tls, channel};
+use crate::channel::{MAX_ANSWER, Tls, channel};
 use crate::cluster::Shared;
 use crate::handle::{timed, unary};
 use crate::hold;
@@ -101,18 +101,18 @@ impl Member {
 
     /// For unary calls.
     pub(crate) fn control_client(&self) -> SchedulerClient<Channel> {
-        SchedulerClient::new(self.control.clone()).max_decoding_message_size(usize::MAX)
+        SchedulerClient::new(self.control.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// For announce streams.
     pub(crate) fn stream_client(&self) -> SchedulerClient<Channel> {
         let index = self.next_stream.fetch_add(1, Ordering::Relaxed) % self.streams.len();
-        SchedulerClient::new(self.streams[index].clone()).max_decoding_message_size(usize::MAX)
+        SchedulerClient::new(self.streams[index].clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// For `Hold`.
     pub(crate) fn cluster_client(&self) -> ClusterClient<Channel> {
-        ClusterClient::new(self.control.clone()).max_decoding_message_size(usize::MAX)
+        ClusterClient::new(self.control.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Its place on the ring.

@@ -1,12 +1,15 @@
 //! One peer's dialogue with its scheduler.
 
-use damselfly_api::scheduler::v2::{AnnouncePeerRequest, AnnouncePeerResponse};
+use damselfly_api::scheduler::v2::{
+    AnnouncePeerRequest, AnnouncePeerResponse, AnnouncePersistentCachePeerResponse,
+};
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Response, Status, Streaming};
 
 use crate::channel::ANSWER;
-use crate::{ClientError, SchedulerHandle};
+use crate::{ClientError, SchedulerHandle, dialect};
 
 /// Messages that may wait for the network; a peer that reports faster than the scheduler reads waits in `send`.
 const WAITING: usize = 64;
@@ -23,9 +26,27 @@ pub struct AnnounceStream {
 /// What the scheduler answers.
 #[derive(Debug)]
 pub struct Responses {
-    stream: Streaming<AnnouncePeerResponse>,
+    stream: Answers,
     scheduler: SchedulerHandle,
 }
+
+#[derive(Debug)]
+enum Answers {
+    Standard(Streaming<AnnouncePeerResponse>),
+    PersistentCache(Streaming<AnnouncePersistentCachePeerResponse>),
+}
+
+impl Answers {
+    const fn operation(&self) -> &'static str {
+        match self {
+            Self::Standard(_) => STANDARD,
+            Self::PersistentCache(_) => PERSISTENT_CACHE,
+        }
+    }
+}
+
+const STANDARD: &str = "AnnouncePeer";
+const PERSISTENT_CACHE: &str = "AnnouncePersistentCachePeer";
 
 impl Responses {
     /// The next answer; `None` when the scheduler ended the dialogue properly. Has no deadline: a healthy scheduler may
@@ -34,39 +55,76 @@ impl Responses {
     /// # Errors
     /// When the scheduler ends the dialogue with an error or the connection breaks.
     pub async fn next(&mut self) -> Result<Option<AnnouncePeerResponse>, ClientError> {
-        self.stream.message().await.map_err(|status| {
-            self.scheduler.doubt(ClientError::status("AnnouncePeer", self.scheduler.address(), &status))
+        let next = match &mut self.stream {
+            Answers::Standard(stream) => stream.message().await,
+            Answers::PersistentCache(stream) => {
+                stream.message().await.map(|message| message.map(dialect::response))
+            }
+        };
+        next.map_err(|status| {
+            let (operation, address) = (self.stream.operation(), self.scheduler.address());
+            self.scheduler.doubt(ClientError::status(operation, address, &status))
         })
     }
 }
 
+/// A queue to the scheduler with the message that opens the dialogue in it. Only that one: whatever drains the queue
+/// does not run before the call is under way.
+fn queue(
+    first: AnnouncePeerRequest,
+) -> (mpsc::Sender<AnnouncePeerRequest>, ReceiverStream<AnnouncePeerRequest>) {
+    let (tx, rx) = mpsc::channel(WAITING);
+    // It is empty, and its receiver lives.
+    drop(tx.try_send(first));
+    (tx, ReceiverStream::new(rx))
+}
+
 impl SchedulerHandle {
-    /// Opens the dialogue of one peer with its first message.
+    /// Opens the dialogue of one peer of a standard task with its first message.
     ///
-    /// Only that message is queued before the call is under way: whatever drains the queue does not run earlier. The
-    /// deadline ends with the response headers; the stream itself has none.
+    /// The deadline ends with the response headers; the stream itself has none.
     ///
     /// # Errors
     /// When the scheduler refuses or does not answer within 10 s.
     pub async fn announce_peer(&self, first: AnnouncePeerRequest) -> Result<AnnounceStream, ClientError> {
-        const OPERATION: &str = "AnnouncePeer";
-        let (tx, rx) = mpsc::channel(WAITING);
-        if tx.try_send(first).is_err() {
-            return Err(ClientError::Closed { scheduler: self.address() });
-        }
+        let (tx, rx) = queue(first);
         let mut client = self.member.stream_client();
-        let call = client.announce_peer(ReceiverStream::new(rx));
-        let response = match tokio::time::timeout(ANSWER, call).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(status)) => {
-                return Err(self.doubt(ClientError::status(OPERATION, self.address(), &status)));
-            }
-            Err(_) => {
-                let late =
-                    ClientError::Deadline { operation: OPERATION, scheduler: self.address(), after: ANSWER };
-                return Err(self.doubt(late));
-            }
+        let answers = self.opened(STANDARD, client.announce_peer(rx)).await?;
+        Ok(self.stream(tx, Answers::Standard(answers)))
+    }
+
+    /// [`Self::announce_peer`] of a persistent cache task, translated: what speaks of an origin is not sent. With
+    /// `persistent` the copy becomes a replica.
+    ///
+    /// # Errors
+    /// As for [`Self::announce_peer`].
+    pub async fn announce_persistent_cache_peer(
+        &self,
+        first: AnnouncePeerRequest,
+        persistent: bool,
+    ) -> Result<AnnounceStream, ClientError> {
+        let (tx, rx) = queue(first);
+        let requests = rx.filter_map(move |message| dialect::request(message, persistent));
+        let mut client = self.member.stream_client();
+        let answers = self.opened(PERSISTENT_CACHE, client.announce_persistent_cache_peer(requests)).await?;
+        Ok(self.stream(tx, Answers::PersistentCache(answers)))
+    }
+
+    fn stream(&self, tx: mpsc::Sender<AnnouncePeerRequest>, stream: Answers) -> AnnounceStream {
+        AnnounceStream { tx, rx: Responses { stream, scheduler: self.clone() } }
+    }
+
+    /// Waits for the head of the scheduler's answer.
+    async fn opened<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, ClientError> {
+        let error = match tokio::time::timeout(ANSWER, call).await {
+            Ok(Ok(response)) => return Ok(response.into_inner()),
+            Ok(Err(status)) => ClientError::status(operation, self.address(), &status),
+            Err(_) => ClientError::Deadline { operation, scheduler: self.address(), after: ANSWER },
         };
-        Ok(AnnounceStream { tx, rx: Responses { stream: response.into_inner(), scheduler: self.clone() } })
+        Err(self.doubt(error))
     }
 }

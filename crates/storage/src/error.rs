@@ -263,6 +263,28 @@ pub enum StoreError {
         /// Bytes of content.
         content_length: u64,
     },
+    /// Other content has the id of an import.
+    #[error("{0} is here with other content; delete it first, or import under another id")]
+    Taken(TaskKey),
+    /// An import was shorter or longer than announced.
+    #[error("the import was announced with {announced} bytes and has {found}; import it again")]
+    WrongLength {
+        /// Bytes announced.
+        announced: u64,
+        /// Bytes that came, or at least as many.
+        found: u64,
+    },
+    /// An import is not what its digest says.
+    #[error("digest mismatch expected: {expected}, actual: {found}")]
+    WrongDigest {
+        /// As given.
+        expected: String,
+        /// As it is.
+        found: String,
+    },
+    /// No id can be made of an import.
+    #[error("no task id can be made: {0}")]
+    Id(String),
     /// The output exists and is to be kept.
     #[error("{0} exists; name another output or allow overwriting")]
     Exists(String),

@@ -6,6 +6,7 @@
 //!   format                           the storage format, refused by name when newer
 //!   clean                            the boot in which the store was last shut down properly; gone while it is open
 //!   tombstones                       what was deleted and must not come back
+//!   imports/                         content on its way in, removed when the store opens
 //!   task/0ab/0ab….{data,meta}        content and sidecar of a standard task; other kinds likewise
 //! ```
 
@@ -14,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use damselfly_core::{Crc, Kind, TaskKey};
+use damselfly_core::{Crc, Kind, TaskId, TaskKey};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -31,6 +32,7 @@ const FORMAT_FILE: &str = "format";
 const CLEAN: &str = "clean";
 const TOMBSTONES: &str = "tombstones";
 const SCRATCH: &str = "scratch-";
+const IMPORTS: &str = "imports";
 
 /// A task's files.
 #[derive(Clone, Debug)]
@@ -93,10 +95,24 @@ impl Layout {
     }
 
     pub(crate) fn task(&self, key: &TaskKey) -> TaskPaths {
-        let id = key.id.as_str();
-        let dir = self.kind_dir(key.kind).join(&id[..3]); // an id has at least 5 ASCII digits
-        let file = |end: &str| dir.join(format!("{id}.{end}"));
-        TaskPaths { data: file("data"), meta: file("meta"), fresh: file("fresh"), dir }
+        // An id has at least 5 ASCII digits.
+        files(self.kind_dir(key.kind).join(&key.id.as_str()[..3]), &key.id)
+    }
+
+    /// A provisional place for an import.
+    pub(crate) fn import(&self, id: &TaskId) -> TaskPaths {
+        files(self.root.join(IMPORTS), id)
+    }
+
+    /// Removes what imports left behind that did not come to their end.
+    pub(crate) fn remove_imports(&self) -> Result<(), StoreError> {
+        let dir = self.root.join(IMPORTS);
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io("cannot remove", &dir, error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A nameless file, for what must vanish with its last descriptor.
@@ -118,6 +134,7 @@ impl Layout {
 
     /// Removes everything that is ours, the lock excepted.
     pub(crate) fn wipe(&self) -> Result<(), StoreError> {
+        self.remove_imports()?;
         for kind in KINDS {
             let dir = self.kind_dir(kind);
             match fs::remove_dir_all(&dir) {
@@ -194,6 +211,11 @@ impl Layout {
     fn write_format(&self, path: &Path) -> Result<(), StoreError> {
         fs::write(path, format!("damselfly-storage {FORMAT}\n")).map_err(StoreError::at("cannot write", path))
     }
+}
+
+fn files(dir: PathBuf, id: &TaskId) -> TaskPaths {
+    let file = |end: &str| dir.join(format!("{id}.{end}"));
+    TaskPaths { data: file("data"), meta: file("meta"), fresh: file("fresh"), dir }
 }
 
 /// A directory of a newer format beside ours: going on would leave its content behind without a word.

@@ -34,6 +34,6 @@ pub use clock::{BootId, Moment};
 pub use error::{Shortage, StoreError};
 pub use meta::{Facts, Meta, NewTask};
 pub use output::{Output, OutputPolicy, OutputWay};
-pub use store::{Collected, Deleted, Options, Store, Usage};
+pub use store::{Collected, Deleted, Import, ImportId, Imported, NewImport, Options, Store, Usage};
 pub use task::{Committed, PieceRef, PieceSlot, Pin, TaskContent, UnitWriter};
 pub use tombstone::Tombstone;

@@ -23,6 +23,8 @@ pub struct NewTask {
     pub ttl: Option<Duration>,
     /// Whether disk pressure may not evict it. Its TTL still ends it.
     pub persistent: bool,
+    /// How many replicas the cluster keeps of it, this one included; 0 for what is not replicated.
+    pub replica_target: u64,
     /// The whole content's digest as `algorithm:value`, when known.
     pub digest: Option<String>,
 }
@@ -67,6 +69,8 @@ pub struct Meta {
     pub paused: bool,
     /// Whether disk pressure may not evict it.
     pub persistent: bool,
+    /// How many replicas the cluster keeps of it; 0 for what is not replicated.
+    pub replica_target: u64,
     /// When it was made.
     pub created_at: SystemTime,
     /// When its metadata last changed.

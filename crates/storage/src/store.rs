@@ -21,9 +21,11 @@ use crate::task::TaskContent;
 use crate::tombstone::{Tombstone, Tombstones};
 
 mod collect;
+mod import;
 mod open;
 
 pub use collect::Collected;
+pub use import::{Import, ImportId, Imported, NewImport};
 
 /// How a store behaves.
 #[derive(Clone, Debug)]
@@ -159,6 +161,17 @@ impl Store {
     }
 
     fn create(&self, key: &TaskKey, new: NewTask, generation: u64) -> Result<Arc<TaskContent>, StoreError> {
+        self.make(key, self.shared.layout.task(key), new, generation)
+    }
+
+    /// A task without content whose files are at `paths`.
+    fn make(
+        &self,
+        key: &TaskKey,
+        paths: TaskPaths,
+        new: NewTask,
+        generation: u64,
+    ) -> Result<Arc<TaskContent>, StoreError> {
         let system = &*self.shared.system;
         let now = system.now();
         let ttl = new.ttl.unwrap_or(self.options.task_ttl);
@@ -170,6 +183,7 @@ impl Store {
             headers: std::collections::BTreeMap::new(),
             private: new.private,
             persistent: new.persistent,
+            replica_target: new.replica_target,
             paused: false,
             suspect: false,
             owners: new.owner_uid.into_iter().collect(),
@@ -187,7 +201,6 @@ impl Store {
             },
             linked: None,
         };
-        let paths = self.shared.layout.task(key);
         create_task_dir(&paths.dir)?;
         // Content before sidecar: one alone is an orphan and goes when the store opens.
         let data = create_data(system, &paths.data)?;

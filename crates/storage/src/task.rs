@@ -248,6 +248,7 @@ impl TaskContent {
             digest: header.digest.clone(),
             paused: header.paused,
             persistent: header.persistent,
+            replica_target: header.replica_target,
             created_at: wall(header.created),
             updated_at: wall(header.updated),
             finished_at: header.finished.map(wall),

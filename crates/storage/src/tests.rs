@@ -5,6 +5,7 @@ mod collect;
 mod crash;
 mod evict;
 mod full;
+mod imports;
 mod model;
 mod opening;
 mod outputs;

@@ -8,9 +8,9 @@ use damselfly_api::dfdaemon::v2::dfdaemon_download_server::DfdaemonDownload;
 use damselfly_core::{Kind, TaskId, TaskKey};
 use damselfly_transport::local::Caller;
 use futures_util::future::try_join_all;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{caller_of, may_change, stat};
+use super::{caller_of, may_change, persistent_cache, stat};
 use crate::engine::Engine;
 use crate::metrics::Call;
 
@@ -87,6 +87,44 @@ impl DfdaemonDownload for DownloadService {
     ) -> Result<Response<()>, Status> {
         let key = self.changeable(&request, &request.get_ref().task_id)?;
         stat::delete_local(&self.engine, &key).await.map(Response::new)
+    }
+
+    async fn upload_persistent_cache_task(
+        &self,
+        request: Request<dfdaemon::UploadPersistentCacheTaskRequest>,
+    ) -> Result<Response<common::PersistentCacheTask>, Status> {
+        let caller = caller_of(&request)?;
+        persistent_cache::upload(&self.engine, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn write_persistent_cache_task(
+        &self,
+        request: Request<Streaming<dfdaemon::WritePersistentCacheTaskRequest>>,
+    ) -> Result<Response<dfdaemon::WritePersistentCacheTaskResponse>, Status> {
+        let caller = caller_of(&request)?;
+        persistent_cache::write(&self.engine, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn stat_persistent_cache_task(
+        &self,
+        request: Request<dfdaemon::StatPersistentCacheTaskRequest>,
+    ) -> Result<Response<common::PersistentCacheTask>, Status> {
+        persistent_cache::stat(&self.engine, &request.into_inner().task_id).await.map(Response::new)
+    }
+
+    async fn stat_local_persistent_cache_task(
+        &self,
+        request: Request<dfdaemon::StatLocalPersistentCacheTaskRequest>,
+    ) -> Result<Response<dfdaemon::StatLocalPersistentCacheTaskResponse>, Status> {
+        persistent_cache::stat_local(&self.engine, &request.into_inner().task_id).map(Response::new)
+    }
+
+    async fn list_local_persistent_cache_tasks(
+        &self,
+        _request: Request<dfdaemon::ListLocalPersistentCacheTasksRequest>,
+    ) -> Result<Response<dfdaemon::ListLocalPersistentCacheTasksResponse>, Status> {
+        let tasks = persistent_cache::list_local(&self.engine);
+        Ok(Response::new(dfdaemon::ListLocalPersistentCacheTasksResponse { tasks }))
     }
 
     async fn delete_host(&self, request: Request<()>) -> Result<Response<()>, Status> {

@@ -21,11 +21,11 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::buffers::{Buffers, Share};
-use super::message::Teller;
+use super::message::{Message, Names, Teller};
 use super::{caller, owner};
 use crate::engine::Engine;
 use crate::grpc::HangUp;
-use crate::request;
+use crate::request::{self, Way};
 use crate::stream::{Item, Started, Telling};
 
 /// Chunks that wait for a slow client.
@@ -122,7 +122,7 @@ pub(super) async fn download_task(
 async fn start_download(
     framing: &Framing,
     request: Request<axum::body::Body>,
-) -> Result<(Client, Items, Teller), Status> {
+) -> Result<(Client, Items, Teller<dfdaemon::DownloadTaskResponse>), Status> {
     let caller = caller(request.extensions())?;
     let client = Client::new(framing, request.extensions())?;
     let message: dfdaemon::DownloadTaskRequest = framed::read_request(request.into_body()).await?;
@@ -133,6 +133,64 @@ async fn start_download(
     let prepared = request::prepare(engine, download, owner(&caller))?;
     let teller = Teller::new(client.host.clone(), prepared.key.id.to_string());
     Ok((client, request::start(engine, prepared, Telling::Pieces { content }, output), teller))
+}
+
+/// dfdaemon.v2.DfdaemonDownload/DownloadPersistentCacheTask.
+pub(super) async fn download_persistent_cache_task(
+    State(framing): State<Framing>,
+    request: Request<axum::body::Body>,
+) -> Response<Body> {
+    match start_export(&framing, request).await {
+        Ok((client, items, teller)) => {
+            answer(items, move |first, items, writer| tell(client, teller, first, items, writer)).await
+        }
+        Err(status) => framed::refusal(status),
+    }
+}
+
+async fn start_export(
+    framing: &Framing,
+    request: Request<axum::body::Body>,
+) -> Result<(Client, Items, Teller<dfdaemon::DownloadPersistentCacheTaskResponse>), Status> {
+    let caller = caller(request.extensions())?;
+    let client = Client::new(framing, request.extensions())?;
+    let message: dfdaemon::DownloadPersistentCacheTaskRequest =
+        framed::read_request(request.into_body()).await?;
+    let engine = &framing.engine;
+    let way = Way { overwrite: message.overwrite, force_hard_link: message.force_hard_link };
+    let output = match &message.output_path {
+        Some(path) => Some(request::open_output(engine, &caller, path, way).await?),
+        None => None,
+    };
+    let content = message.need_piece_content;
+    let prepared = request::prepare_export(engine, message.into(), owner(&caller)).await?;
+    let teller = Teller::new(client.host.clone(), prepared.key.id.to_string());
+    Ok((client, request::start(engine, prepared, Telling::Pieces { content }, output), teller))
+}
+
+/// dfdaemon.v2.DfdaemonDownload/ReadPersistentCacheTask.
+pub(super) async fn read_persistent_cache_task(
+    State(framing): State<Framing>,
+    request: Request<axum::body::Body>,
+) -> Response<Body> {
+    match start_reading_export(&framing, request).await {
+        Ok((client, items, task)) => {
+            answer(items, move |first, items, writer| read(client, task, first, items, writer)).await
+        }
+        Err(status) => framed::refusal(status),
+    }
+}
+
+async fn start_reading_export(
+    framing: &Framing,
+    request: Request<axum::body::Body>,
+) -> Result<(Client, Items, String), Status> {
+    let caller = caller(request.extensions())?;
+    let client = Client::new(framing, request.extensions())?;
+    let message: dfdaemon::ReadPersistentCacheTaskRequest = framed::read_request(request.into_body()).await?;
+    let prepared = request::prepare_export(&framing.engine, message.into(), owner(&caller)).await?;
+    let task = prepared.key.id.to_string();
+    Ok((client, request::start(&framing.engine, prepared, Telling::Ordered, None), task))
 }
 
 /// damselfly.v1.Local/ReadTask.
@@ -198,7 +256,13 @@ fn end(writer: FrameWriter, ended: Result<(), Ended>) {
     }
 }
 
-async fn tell(client: Client, mut teller: Teller, first: Item, mut items: Items, mut writer: FrameWriter) {
+async fn tell<M: Message>(
+    client: Client,
+    mut teller: Teller<M>,
+    first: Item,
+    mut items: Items,
+    mut writer: FrameWriter,
+) {
     let told = async {
         let mut next = Some(Ok(first));
         let mut finished = false;
@@ -214,9 +278,9 @@ async fn tell(client: Client, mut teller: Teller, first: Item, mut items: Items,
     end(writer, told);
 }
 
-async fn tell_one(
+async fn tell_one<M: Message>(
     client: &Client,
-    teller: &mut Teller,
+    teller: &mut Teller<M>,
     item: Item,
     writer: &mut FrameWriter,
 ) -> Result<(), Ended> {
@@ -224,8 +288,10 @@ async fn tell_one(
     let Item::Piece { piece, content: Some(content) } = item else {
         return client.takes(writer.message(&message)).await;
     };
-    let envelope = Envelope::piece_finished(message.host_id, message.task_id, message.peer_id, piece)
-        .map_err(|why| Status::internal(why.to_string()))?;
+    let Names { host, task, peer } = teller.names().clone();
+    // The messages of all kinds have these fields in the same places.
+    let envelope =
+        Envelope::piece_finished(host, task, peer, piece).map_err(|why| Status::internal(why.to_string()))?;
     let mut out = client.takes(writer.content(envelope)).await?;
     send(client, &content.content, &mut out).await?;
     client.takes(out.finish()).await

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use damselfly_api::damselfly::v1 as ours;
 use damselfly_api::damselfly::v1::local_server::Local;
+use damselfly_api::dfdaemon::v2 as dfdaemon;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::status::{self, Facts};
-use super::{caller_of, control};
+use super::{caller_of, control, persistent_cache};
 use crate::engine::Engine;
 use crate::task::Control;
 
@@ -72,6 +73,15 @@ impl Local for LocalService {
         let peer = request.into_inner().peer_id;
         let receipt = self.engine.receipts.get(&peer);
         receipt.map(Response::new).ok_or_else(|| Status::not_found(format!("no receipt of {peer} is kept")))
+    }
+
+    async fn delete_persistent_cache_task(
+        &self,
+        request: Request<dfdaemon::DeletePersistentCacheTaskRequest>,
+    ) -> Result<Response<()>, Status> {
+        let caller = caller_of(&request)?;
+        let id = request.into_inner().task_id;
+        persistent_cache::delete(&self.engine, &caller, &id).await.map(Response::new)
     }
 
     async fn list_cluster(

@@ -16,7 +16,7 @@ use crate::metrics::Call;
 /// How long a supervisor that nobody waits for may take to end before its task is said to be in use.
 const ENDING: Duration = Duration::from_secs(2);
 
-fn parse(id: &str) -> Result<TaskId, Status> {
+pub(super) fn parse(id: &str) -> Result<TaskId, Status> {
     TaskId::parse(id).map_err(|why| Status::invalid_argument(why.to_string()))
 }
 
@@ -114,7 +114,11 @@ pub(crate) async fn delete_local(engine: &Engine, key: &TaskKey) -> Result<(), S
     answer
 }
 
-async fn remove(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
+/// Deletes a task's content here and says so to schedulers of ours.
+///
+/// # Errors
+/// As [`delete`].
+pub(crate) async fn remove(engine: &Engine, key: &TaskKey) -> Result<(), Status> {
     let delete = || tokio::task::block_in_place(|| engine.store.delete(key));
     let mut deleted = delete();
     if matches!(deleted, Err(StoreError::InUse { .. }))

@@ -1,3 +1,5 @@
+use damselfly_core::Kind;
+
 use super::*;
 
 #[test]
@@ -55,7 +57,7 @@ fn names_are_dragonflys() {
     metrics.downloads.get_or_create(&TaskLabels::default()).inc();
     metrics.downloaded(Traffic::Origin, 5);
     metrics.origin_request("https").failed();
-    metrics.blocked();
+    metrics.blocked(Kind::Standard);
     let text = metrics.render((10, 2), UploadFigures::default(), 3).unwrap();
     for name in [
         "dragonfly_client_download_task_total{",
@@ -78,19 +80,20 @@ fn names_are_dragonflys() {
 #[test]
 fn callers_make_no_more_series_than_there_is_room_for() {
     let metrics = Metrics::new();
-    let first = metrics.labels("mine", "app", 6);
+    let first = metrics.labels(Kind::Standard, "mine", "app", 6);
     for number in 0..10 * LABEL_SETS {
-        let labels = metrics.labels(&number.to_string(), "app", i32::try_from(number).unwrap());
+        let labels =
+            metrics.labels(Kind::Standard, &number.to_string(), "app", i32::try_from(number).unwrap());
         metrics.downloads.get_or_create(&labels).inc();
     }
-    assert_eq!(metrics.labels("mine", "app", 6), first, "who was there first stays");
+    assert_eq!(metrics.labels(Kind::Standard, "mine", "app", 6), first, "who was there first stays");
     let long = "ö".repeat(LABEL_LENGTH);
-    let late = metrics.labels(&long, &long, 3);
+    let late = metrics.labels(Kind::Standard, &long, &long, 3);
     assert_eq!((late.tag, late.app, late.priority), (String::new(), String::new(), "3".to_owned()));
     let text = metrics.render((1, 1), UploadFigures::default(), 0).unwrap();
     let series = text.matches("dragonfly_client_download_task_total{").count();
     // The surplus goes without tag and application, by priority.
     assert!(series <= LABEL_SETS + 8, "{series}");
-    let early = Metrics::new().labels(&format!("{long}x"), &long, 3);
+    let early = Metrics::new().labels(Kind::Standard, &format!("{long}x"), &long, 3);
     assert_eq!((early.tag, early.app), (long.clone(), long));
 }

@@ -62,8 +62,11 @@ async fn a_download_becomes_a_wish() {
     assert_eq!(prepared.key.id, task_id(&asked).unwrap());
     let bytes = prepared.wish.range.resolve(100).unwrap();
     assert_eq!((bytes.start, bytes.length), (5, 5));
-    assert_eq!(prepared.wish.request.headers, [("Authorization".to_owned(), "me".to_owned())]);
-    assert!(prepared.wish.request.is_private() && !prepared.wish.may_use_origin);
+    assert_eq!(
+        prepared.wish.request.as_ref().unwrap().headers,
+        [("Authorization".to_owned(), "me".to_owned())]
+    );
+    assert!(prepared.wish.request.as_ref().unwrap().is_private() && !prepared.wish.may_use_origin);
     assert_eq!((prepared.new.owner_uid, prepared.owner, prepared.digest), (None, Some(7), None));
     assert_eq!(prepared.wish.download.output_path, None, "schedulers need not know local paths");
     let left = prepared.wish.deadline.unwrap().since(engine.clock.now());
@@ -75,7 +78,7 @@ async fn a_download_becomes_a_wish() {
     assert_eq!(prepared.wish.range, RangeSpec::Span(ByteRange { start: 1, length: 2 }));
     let plain = prepare(engine, download("http://origin/x"), None).unwrap();
     assert_eq!(plain.wish.range, RangeSpec::Whole);
-    assert!(plain.wish.may_use_origin && !plain.wish.request.is_private());
+    assert!(plain.wish.may_use_origin && !plain.wish.request.unwrap().is_private());
 
     let digest = "ab".repeat(32);
     let blob = Download {

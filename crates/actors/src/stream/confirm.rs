@@ -20,12 +20,14 @@ fn names_its_url(args: &StreamArgs) -> bool {
 
 /// Whether the client's URL is the one that the task was made for.
 pub(super) fn is_its_url(args: &StreamArgs, content: &TaskContent) -> bool {
-    same_resource(&content.meta().url_redacted, &args.wish.request.url, names_its_url(args))
+    let asked = args.wish.request.as_ref();
+    asked.is_some_and(|asked| same_resource(&content.meta().url_redacted, &asked.url, names_its_url(args)))
 }
 
 /// Whether what this client's request fetches may enter the task.
 pub(super) fn may_share(args: &StreamArgs, content: &TaskContent) -> bool {
-    let private = args.engine.config.private_tasks && args.wish.request.is_private();
+    let private = args.wish.request.as_ref().is_some_and(|request| request.is_private());
+    let private = private && args.engine.config.private_tasks;
     // Nothing is fetched for a complete one.
     !private || content.is_complete() || is_its_url(args, content)
 }
@@ -44,10 +46,11 @@ pub(super) fn elsewhere(args: &StreamArgs) -> Status {
 /// # Errors
 /// The origin's refusal, or that this is not the content's origin.
 pub(super) async fn at_the_origin(args: &StreamArgs, meta: &Meta) -> Result<(), Status> {
-    let (request, named) = (&args.wish.request, names_its_url(args));
-    if !same_resource(&meta.url_redacted, &request.url, named) {
+    let named = names_its_url(args);
+    let asked = args.wish.request.as_ref();
+    let Some(request) = asked.filter(|asked| same_resource(&meta.url_redacted, &asked.url, named)) else {
         return Err(elsewhere(args));
-    }
+    };
     let get = damselfly_source::Request {
         headers: request.headers.clone(),
         range: Some((0, Some(0))),

@@ -15,6 +15,7 @@ use tonic::Status;
 use super::item::{Item, Started};
 use super::join::{Joined, join};
 use super::{StreamArgs, Telling, confirm, verdict};
+use crate::local::persistent_cache;
 use crate::metrics::Traffic;
 use crate::progress::ProgressEvent;
 use crate::task::wire;
@@ -184,7 +185,7 @@ impl Follower<'_> {
         if let Source::Origin(headers) = source
             && !self.confirmed
         {
-            let ours = *headers == self.args.wish.request.headers_id();
+            let ours = *headers == self.args.wish.headers();
             self.confirmed = ours && confirm::is_its_url(self.args, &self.content);
         }
         self.begin(None).await?;
@@ -302,6 +303,12 @@ impl Follower<'_> {
                 let message = format!("digest mismatch expected: {expected}, actual: {computed}");
                 return Err(Status::internal(message));
             }
+        }
+        if self.args.new.persistent && whole {
+            self.args.seat.show("keeping a replica");
+            let kept = tokio::task::block_in_place(|| persistent_cache::replica(&self.content, true));
+            kept.map_err(|why| verdict::storage(&why))?;
+            self.args.engine.holdings.changed();
         }
         let range = self.story.as_ref().map(|story| story.range);
         let mut receipt = self.receipt();

@@ -13,8 +13,11 @@ pub(crate) fn storage(why: &StoreError) -> Status {
         StoreError::NoSpace { .. } | StoreError::DiskFull { .. } => {
             Status::resource_exhausted(why.to_string())
         }
-        StoreError::Exists(_) => Status::already_exists(why.to_string()),
-        StoreError::NoHardLink { .. } => Status::failed_precondition(why.to_string()),
+        StoreError::Exists(_) | StoreError::Taken(_) => Status::already_exists(why.to_string()),
+        StoreError::WrongLength { .. } => Status::invalid_argument(why.to_string()),
+        StoreError::InUse { .. } | StoreError::NoHardLink { .. } => {
+            Status::failed_precondition(why.to_string())
+        }
         _ => Status::internal(why.to_string()),
     }
 }

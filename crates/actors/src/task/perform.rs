@@ -78,7 +78,8 @@ impl TaskState {
             .then(|| wire::restate(restate, &held, meta.generation, &meta.validator));
         let args = SessionArgs {
             engine: Arc::clone(self.engine()),
-            task: self.key.id.clone(),
+            task: self.key.clone(),
+            persistent: meta.persistent,
             register: Box::new(self.dialogue.register(download, restated)),
             geometry_known: meta.geometry.is_some(),
             supervisor: myself.clone(),
@@ -129,7 +130,7 @@ impl TaskState {
         let interest = self.args.content.pieces().missing().collect();
         let args = WatchArgs {
             engine: Arc::clone(self.engine()),
-            task: self.key.id.clone(),
+            task: self.key.clone(),
             parent: known.clone(),
             interest,
             geometry,

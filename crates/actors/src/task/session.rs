@@ -10,14 +10,14 @@ use std::time::Duration;
 use damselfly_api::scheduler::v2::AnnouncePeerRequest;
 use damselfly_api::scheduler::v2::announce_peer_request::Request;
 use damselfly_core::download::FromScheduler;
-use damselfly_core::{TaskId, Tick};
+use damselfly_core::{TaskKey, Tick};
 use damselfly_scheduler_client::{ClientError, SchedulerHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tonic::Code;
 
-use super::{TaskMsg, wire};
+use super::{TaskMsg, policy, wire};
 use crate::engine::Engine;
 use crate::kit::{Seat, Timer};
 
@@ -49,7 +49,9 @@ pub struct SessionArgs {
     /// The daemon's shared parts.
     pub engine: Arc<Engine>,
     /// The task.
-    pub task: TaskId,
+    pub task: TaskKey,
+    /// Whether this host's copy becomes a replica.
+    pub persistent: bool,
     /// The message that registers the peer.
     pub register: Box<AnnouncePeerRequest>,
     /// Whether the message carries the content's length.
@@ -91,23 +93,24 @@ impl SessionState {
     async fn pick(&self) -> Option<SchedulerHandle> {
         let engine = &self.args.engine;
         let young = STARTING.saturating_sub(engine.clock.now().since(Tick(0)));
-        if engine.cluster.pick(&self.args.task).is_none() && engine.expects_scheduler {
+        if engine.cluster.pick(&self.args.task.id).is_none() && engine.expects_scheduler {
             self.args.seat.show("waiting for a scheduler");
             drop(tokio::time::timeout(young, engine.cluster.ready()).await);
         }
-        engine.cluster.pick(&self.args.task)
+        engine.cluster.pick(&self.args.task.id)
     }
 
     async fn open(&mut self, myself: &ActorRef<SessionMsg>) -> Result<(), FromScheduler> {
         let Some(handle) = self.pick().await else { return Err(FromScheduler::Absent) };
         let ours = handle.ours();
         self.args.seat.show(format!("registering with {}", handle.address()));
-        if !ours && !self.args.geometry_known {
+        if !ours && !self.args.geometry_known && policy::has_origin(self.args.task.kind) {
             self.learn_length(&handle).await?;
         }
         let register = (*self.args.register).clone();
         let lost = |why: ClientError| FromScheduler::Lost(why.to_string());
-        let stream = handle.announce_peer(register).await.map_err(lost)?;
+        let stream = policy::announce(&handle, self.args.task.kind, register, self.args.persistent);
+        let stream = stream.await.map_err(lost)?;
         self.args.seat.show(format!("registered with {}", handle.address()));
         self.say(FromScheduler::Connected { ours });
         let (tx, mut rx) = (stream.tx, stream.rx);
@@ -138,7 +141,7 @@ impl SessionState {
         };
         let Some(download) = &mut register.download else { return Ok(()) };
         let host = self.args.engine.identity.host_id.as_str();
-        let geometry = match handle.stat_task(host, &self.args.task).await {
+        let geometry = match handle.stat_task(host, &self.args.task.id).await {
             Ok(task) => wire::geometry_there(&task, download.piece_length),
             Err(why) if why.code() == Some(Code::NotFound) => None,
             Err(why) => return Err(FromScheduler::Lost(why.to_string())),

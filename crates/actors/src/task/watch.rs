@@ -7,16 +7,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use damselfly_api::dfdaemon::v2::SyncPiecesRequest;
 use damselfly_api::dfdaemon::v2::dfdaemon_upload_client::DfdaemonUploadClient;
-use damselfly_api::dfdaemon::v2::{SyncPiecesRequest, SyncPiecesResponse};
 use damselfly_core::download::FromParent;
-use damselfly_core::{Geometry, TaskId};
+use damselfly_core::{Geometry, TaskKey};
 use futures_util::StreamExt as _;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tonic::Streaming;
 
-use super::TaskMsg;
+use super::policy::Pieces;
 use super::wire::Parent;
+use super::{TaskMsg, policy};
 use crate::connections::ConnectionsMsg;
 use crate::engine::Engine;
 use crate::kit::Seat;
@@ -34,7 +34,7 @@ pub struct WatchArgs {
     /// The daemon's shared parts.
     pub engine: Arc<Engine>,
     /// The task.
-    pub task: TaskId,
+    pub task: TaskKey,
     /// The parent.
     pub parent: Parent,
     /// Pieces not held yet.
@@ -69,12 +69,13 @@ impl WatchArgs {
         for window in self.interest.chunks(WINDOW) {
             let request = SyncPiecesRequest {
                 host_id: self.engine.identity.host_id.to_string(),
-                task_id: self.task.to_string(),
+                task_id: self.task.id.to_string(),
                 interested_piece_numbers: window.to_vec(),
             };
-            let opened = tokio::time::timeout(OPEN_DEADLINE, client.sync_pieces(request)).await;
+            let opened = policy::sync_pieces(&mut client, self.task.kind, request);
+            let opened = tokio::time::timeout(OPEN_DEADLINE, opened).await;
             let stream = match opened {
-                Ok(Ok(response)) => response.into_inner(),
+                Ok(Ok(pieces)) => pieces,
                 Ok(Err(status)) => return FromParent::Lost(format!("SyncPieces: {}", status.message())),
                 Err(_) => return FromParent::Lost("SyncPieces: no answer in time".to_owned()),
             };
@@ -88,7 +89,7 @@ impl WatchArgs {
 
     /// Passes on what the parent says of one window, many pieces at a time where they come fast. Every piece is passed
     /// on once, whatever the parent repeats: that bounds the supervisor's mailbox.
-    async fn follow(&self, window: &[u32], stream: Streaming<SyncPiecesResponse>) -> Result<(), FromParent> {
+    async fn follow(&self, window: &[u32], stream: Pieces) -> Result<(), FromParent> {
         let idle = self.engine.config.download.collected_piece_timeout;
         let lost = |why: &str| FromParent::Lost(format!("SyncPieces: {why}"));
         let mut awaited: HashSet<u32> = window.iter().copied().collect();

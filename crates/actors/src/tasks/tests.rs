@@ -16,7 +16,7 @@ fn wish(headers: &[(&str, &str)]) -> Box<Wish> {
         range: RangeSpec::Whole,
         may_use_origin: true,
         deadline: None,
-        request: Arc::new(OriginRequest { url, headers, piece_length: None }),
+        request: Some(Arc::new(OriginRequest { url, headers, piece_length: None })),
         download: Arc::default(),
     })
 }

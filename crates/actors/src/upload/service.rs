@@ -11,6 +11,7 @@ use damselfly_core::{Geometry, Kind, PieceSet, PieceSpan, TaskId, TaskKey};
 use damselfly_scheduler_client::SchedulerInfo;
 use damselfly_storage::TaskContent;
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
@@ -18,8 +19,9 @@ use tonic::{Request, Response, Status};
 use crate::engine::{Engine, Ports};
 use crate::grpc::CallFrom;
 use crate::host::Meters;
-use crate::local::stat;
+use crate::local::{persistent_cache, stat};
 use crate::request;
+use crate::task::policy;
 
 /// Messages waiting for a slow child.
 const QUEUE: usize = 128;
@@ -41,11 +43,46 @@ impl UploadService {
     pub fn new(engine: Arc<Engine>, ports: Ports) -> Self {
         Self { engine, ports }
     }
+
+    /// What only schedulers may order over the network.
+    fn check_order<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let from = request.extensions().get::<CallFrom>().map(|from| from.0);
+        if from.is_some_and(|from| may_order(from, &self.engine.cluster.schedulers())) {
+            return Ok(());
+        }
+        Err(Status::permission_denied(
+            "only this host's schedulers change its tasks over the network: ask on the host itself, through the \
+             daemon's socket",
+        ))
+    }
+
+    /// The pieces of a task among `asked`, now and as they come.
+    fn pieces(
+        &self,
+        key: TaskKey,
+        asked: Vec<u32>,
+    ) -> Result<ReceiverStream<Result<dfdaemon::SyncPiecesResponse, Status>>, Status> {
+        let content = self.engine.store.get(&key);
+        let content = content.filter(|_| !self.engine.config.upload.disable_shared);
+        let content = content.ok_or_else(|| Status::internal(format!("task {} not found", key.id)))?;
+        let (tx, rx) = mpsc::channel(QUEUE);
+        let sync = Sync { engine: Arc::clone(&self.engine), ports: self.ports, key, content, tx };
+        // Ends with the child, the task or the last piece.
+        tokio::spawn(sync.run(asked));
+        Ok(ReceiverStream::new(rx))
+    }
 }
 
-fn key(id: &str) -> Result<TaskKey, Status> {
+/// Shows a child that this parent is ours.
+fn marked<T>(stream: BoxStream<T>) -> Response<BoxStream<T>> {
+    let mut response = Response::new(stream);
+    response.metadata_mut().insert("x-damselfly", tonic::metadata::MetadataValue::from_static("1"));
+    response
+}
+
+fn key(kind: Kind, id: &str) -> Result<TaskKey, Status> {
     let id = TaskId::parse(id).map_err(|why| Status::invalid_argument(why.to_string()))?;
-    Ok(TaskKey { kind: Kind::Standard, id })
+    Ok(TaskKey { kind, id })
 }
 
 /// Whether a call from `address` is a scheduler's that orders by calls. Ours orders in its `Hold` and never calls, so
@@ -163,13 +200,9 @@ impl DfdaemonUpload for UploadService {
     ) -> Result<Response<BoxStream<dfdaemon::DownloadTaskResponse>>, Status> {
         let download =
             request.into_inner().download.ok_or_else(|| Status::invalid_argument("missing download"))?;
-        if download.output_path.is_some() {
-            return Err(Status::permission_denied(
-                "output_path is for this host's own callers: leave it out",
-            ));
-        }
-        let items = request::remote(&self.engine, download).await?;
-        Ok(Response::new(items))
+        request::check_remote(download.output_path.as_deref(), download.need_piece_content)?;
+        let prepared = request::prepare(&self.engine, download, None)?;
+        request::remote(&self.engine, prepared).await.map(Response::new)
     }
 
     async fn stat_task(
@@ -190,14 +223,8 @@ impl DfdaemonUpload for UploadService {
         &self,
         request: Request<dfdaemon::DeleteTaskRequest>,
     ) -> Result<Response<()>, Status> {
-        let from = request.extensions().get::<CallFrom>().map(|from| from.0);
-        if !from.is_some_and(|from| may_order(from, &self.engine.cluster.schedulers())) {
-            return Err(Status::permission_denied(
-                "only this host's schedulers delete its tasks over the network: ask on the host itself, through the \
-                 daemon's socket",
-            ));
-        }
-        let key = key(&request.into_inner().task_id)?;
+        self.check_order(&request)?;
+        let key = key(Kind::Standard, &request.into_inner().task_id)?;
         stat::delete(&self.engine, &key).await.map(Response::new)
     }
 
@@ -206,17 +233,55 @@ impl DfdaemonUpload for UploadService {
         request: Request<dfdaemon::SyncPiecesRequest>,
     ) -> Result<Response<BoxStream<dfdaemon::SyncPiecesResponse>>, Status> {
         let request = request.into_inner();
-        let key = key(&request.task_id)?;
-        let content = self.engine.store.get(&key);
-        let content = content.filter(|_| !self.engine.config.upload.disable_shared);
-        let content = content.ok_or_else(|| Status::internal(format!("task {} not found", key.id)))?;
-        let (tx, rx) = mpsc::channel(QUEUE);
-        let sync = Sync { engine: Arc::clone(&self.engine), ports: self.ports, key, content, tx };
-        // Ends with the child, the task or the last piece.
-        tokio::spawn(sync.run(request.interested_piece_numbers));
-        let mut response = Response::new(Box::pin(ReceiverStream::new(rx)) as BoxStream<_>);
-        response.metadata_mut().insert("x-damselfly", tonic::metadata::MetadataValue::from_static("1"));
-        Ok(response)
+        let key = key(Kind::Standard, &request.task_id)?;
+        let pieces = self.pieces(key, request.interested_piece_numbers)?;
+        Ok(marked(Box::pin(pieces)))
+    }
+
+    async fn sync_persistent_cache_pieces(
+        &self,
+        request: Request<dfdaemon::SyncPersistentCachePiecesRequest>,
+    ) -> Result<Response<BoxStream<dfdaemon::SyncPersistentCachePiecesResponse>>, Status> {
+        let request = request.into_inner();
+        let key = key(Kind::PersistentCache, &request.task_id)?;
+        let pieces = self.pieces(key, request.interested_piece_numbers)?;
+        Ok(marked(Box::pin(pieces.map(|piece| piece.map(policy::to_cache)))))
+    }
+
+    async fn download_persistent_cache_task(
+        &self,
+        request: Request<dfdaemon::DownloadPersistentCacheTaskRequest>,
+    ) -> Result<Response<BoxStream<dfdaemon::DownloadPersistentCacheTaskResponse>>, Status> {
+        let request = request.into_inner();
+        request::check_remote(request.output_path.as_deref(), request.need_piece_content)?;
+        let prepared = request::prepare_export(&self.engine, request.into(), None).await?;
+        request::remote(&self.engine, prepared).await.map(Response::new)
+    }
+
+    async fn update_persistent_cache_task(
+        &self,
+        request: Request<dfdaemon::UpdatePersistentCacheTaskRequest>,
+    ) -> Result<Response<()>, Status> {
+        self.check_order(&request)?;
+        let request = request.into_inner();
+        let key = key(Kind::PersistentCache, &request.task_id)?;
+        persistent_cache::keep(&self.engine, &key, request.persistent).map(Response::new)
+    }
+
+    async fn stat_persistent_cache_task(
+        &self,
+        request: Request<dfdaemon::StatPersistentCacheTaskRequest>,
+    ) -> Result<Response<common::PersistentCacheTask>, Status> {
+        persistent_cache::stat(&self.engine, &request.into_inner().task_id).await.map(Response::new)
+    }
+
+    async fn delete_persistent_cache_task(
+        &self,
+        request: Request<dfdaemon::DeletePersistentCacheTaskRequest>,
+    ) -> Result<Response<()>, Status> {
+        self.check_order(&request)?;
+        let key = key(Kind::PersistentCache, &request.into_inner().task_id)?;
+        stat::remove(&self.engine, &key).await.map(Response::new)
     }
 
     async fn sync_host(

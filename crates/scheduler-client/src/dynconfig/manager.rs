@@ -13,7 +13,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::{DynconfigError, Found, RawClientConfig, from_yaml};
 use crate::TlsFiles;
-use crate::channel::{ANSWER, Tls, channel, lazy};
+use crate::channel::{ANSWER, MAX_ANSWER, Tls, channel, lazy};
 use crate::handle::timed;
 
 /// A manager and what it wants to know.
@@ -90,7 +90,7 @@ impl ManagerSource {
             commit: self.commit.clone(),
             scheduler_cluster_id: self.scheduler_cluster_id,
         };
-        let mut client = ManagerClient::new(channel).max_decoding_message_size(usize::MAX);
+        let mut client = ManagerClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         Ok(self.wait(client.list_schedulers(timed(request))).await?.schedulers)
     }
 

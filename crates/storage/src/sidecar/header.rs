@@ -28,6 +28,8 @@ pub(crate) struct Header {
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) private: bool,
     pub(crate) persistent: bool,
+    /// How many replicas the cluster keeps; 0: not replicated.
+    pub(crate) replica_target: u64,
     pub(crate) paused: bool,
     /// Pieces are still to be verified before first use, whatever the clean-shutdown marker says.
     pub(crate) suspect: bool,
@@ -79,6 +81,7 @@ mod tag {
     pub(super) const FIXED: u8 = 17;
     pub(super) const LINKED: u8 = 18;
     pub(super) const RESPONSE_HEADER: u8 = 19;
+    pub(super) const REPLICAS: u8 = 20;
 }
 
 #[derive(Default)]
@@ -125,6 +128,9 @@ impl Header {
         out.field(tag::FLAGS, &[&[flags]]);
         let owners: Vec<u8> = self.owners.iter().flat_map(|uid| uid.to_le_bytes()).collect();
         out.field(tag::OWNERS, &[&owners]);
+        if self.replica_target > 0 {
+            out.field(tag::REPLICAS, &[&self.replica_target.to_le_bytes()]);
+        }
         out.text(tag::URL, Some(&self.url));
         out.text(tag::TAG, self.tag.as_deref());
         out.text(tag::APPLICATION, self.application.as_deref());
@@ -218,6 +224,7 @@ struct Fields {
     validator: Validator,
     headers: BTreeMap<String, String>,
     flags: u8,
+    replica_target: u64,
     owners: Vec<u32>,
     url: String,
     tag: Option<String>,
@@ -243,6 +250,7 @@ impl Fields {
             tag::ETAG => self.validator.etag = Some(value.text()?),
             tag::LAST_MODIFIED => self.validator.last_modified = Some(value.text()?),
             tag::FLAGS => self.flags = value.byte()?,
+            tag::REPLICAS => self.replica_target = value.long()?,
             tag::OWNERS => {
                 while !value.0.is_empty() {
                     self.owners.push(value.word()?);
@@ -280,6 +288,7 @@ impl Fields {
             generation: self.generation?,
             private: flag(0),
             persistent: flag(1),
+            replica_target: self.replica_target,
             paused: flag(2),
             suspect: flag(3),
             geometry: self.geometry,

@@ -54,6 +54,7 @@ prop_compose! {
         (etag, last_modified) in (text(), text()),
         headers in prop::collection::btree_map("[a-z-]{0,20}", "[ -~é]{0,60}", 0..6),
         flags in any::<[bool; 4]>(),
+        replica_target in 0u64..,
         owners in prop::collection::vec(any::<u32>(), 0..5),
         (url, tag, application, digest) in ("[ -~é]{0,60}", text(), text(), text()),
         (created, updated, finished, used) in (time(), time(), prop::option::of(time()), moment()),
@@ -62,7 +63,7 @@ prop_compose! {
     ) -> Header {
         Header {
             key, generation, headers, owners, url, tag, application, digest, created, updated, finished, used,
-            lifetime, linked,
+            lifetime, linked, replica_target,
             geometry: geometry.map(|(content, piece)| Geometry::new(content, piece).unwrap()),
             validator: Validator { etag, last_modified },
             private: flags[0], persistent: flags[1], paused: flags[2], suspect: flags[3],
@@ -203,6 +204,7 @@ fn plain() -> Header {
         headers: BTreeMap::new(),
         private: false,
         persistent: false,
+        replica_target: 0,
         paused: false,
         suspect: false,
         owners: vec![],

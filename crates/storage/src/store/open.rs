@@ -35,6 +35,7 @@ impl Store {
         if !options.keep {
             layout.wipe()?;
         }
+        layout.remove_imports()?;
         let now = system.now();
         let clean = layout.take_marker(now.boot)?;
         let tombstones = Tombstones::load(&layout, &now)?;

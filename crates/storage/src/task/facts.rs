@@ -161,6 +161,19 @@ impl TaskContent {
         self.amend(|header| header.persistent = persistent)
     }
 
+    /// Says how many replicas the cluster keeps of the task.
+    ///
+    /// # Errors
+    /// When the task is gone or the disk fails.
+    pub fn set_replica_target(&self, target: u64) -> Result<(), StoreError> {
+        self.amend(|header| header.replica_target = target)
+    }
+
+    /// The header as it is.
+    pub(crate) fn header(&self) -> Header {
+        self.inner.lock().header.clone()
+    }
+
     /// Lets the task live for `ttl` from now, if it would have ended sooner.
     ///
     /// # Errors

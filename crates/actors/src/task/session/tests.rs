@@ -120,11 +120,11 @@ async fn download(daemon: &Daemon, key: &TaskKey) -> ProgressEvent {
         range: RangeSpec::Whole,
         may_use_origin: false,
         deadline: None,
-        request: Arc::new(OriginRequest {
+        request: Some(Arc::new(OriginRequest {
             url: url::Url::parse("http://127.0.0.1:1/x").unwrap(),
             headers: Vec::new(),
             piece_length: None,
-        }),
+        })),
         download: Arc::new(common::Download { url: "http://127.0.0.1:1/x".to_owned(), ..Default::default() }),
     });
     let tasks = &daemon.engine().tasks;

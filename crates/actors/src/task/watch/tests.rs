@@ -6,6 +6,8 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+use damselfly_api::dfdaemon::v2::SyncPiecesResponse;
+
 use super::*;
 use crate::testing::{daemon, key};
 
@@ -80,7 +82,7 @@ async fn stage(yaml: &str, interest: Vec<u32>) -> Stage {
     let (supervisor, _) = Actor::spawn(None, Scribe, hearing).await.unwrap();
     let args = WatchArgs {
         engine: Arc::clone(daemon.engine()),
-        task: key('a').id,
+        task: key('a'),
         parent: Parent {
             id: "parent".into(),
             host: "host".into(),

@@ -1,0 +1,497 @@
+//! Importing content as a persistent cache task.
+//!
+//! ```text
+//!   file, stream ──▶ Importer::write ──▶ storage::Import ──▶ finish: id, flush, place ──▶ scheduler: Started, Finished
+//! ```
+//!
+//! Bytes are written once, where they stay; CRCs and the id are computed as they pass. The scheduler hears of an import
+//! whose id follows from the content when all of it is here, of one with a given id at once, so that two hosts do not
+//! import different content under it. What fails leaves nothing behind, here or there.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use damselfly_api::common::v2::PersistentCacheTask;
+use damselfly_api::dfdaemon::v2 as dfdaemon;
+use damselfly_api::dfdaemon::v2::write_persistent_cache_task_request::Request as Write;
+use damselfly_api::scheduler::v2::{
+    UploadPersistentCacheTaskFailedRequest, UploadPersistentCacheTaskFinishedRequest,
+    UploadPersistentCacheTaskStartedRequest,
+};
+use damselfly_core::geometry::named_piece_length;
+use damselfly_core::task_id::{ContentId, StandardInput, standard};
+use damselfly_core::{Digest, Geometry, Kind, PeerId, TaskId};
+use damselfly_scheduler_client::{Action, SchedulerHandle, Subject};
+use damselfly_storage::{Import, ImportId, Imported, NewImport, NewTask, TaskContent};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+
+use crate::engine::Engine;
+use crate::kit::Seat;
+use crate::local::stat;
+use crate::request::{at_scheduler, unknown};
+use crate::stream::storage;
+use crate::task::wire;
+
+/// Bytes read from a file at a time.
+const STEP: usize = 2 << 20;
+/// How long a client may send nothing.
+const STALLED: Duration = Duration::from_secs(600);
+/// How long an import may take when its client names no timeout, as in Dragonfly's tools.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// How long replicas may take to come about when a client waits for them.
+const REPLICATING: Duration = Duration::from_secs(10 * 60);
+
+/// What is to be imported.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) replicas: u64,
+    pub(crate) tag: Option<String>,
+    pub(crate) application: Option<String>,
+    pub(crate) ttl: Duration,
+    pub(crate) content_length: Option<u64>,
+    pub(crate) piece_length: Option<u64>,
+    /// What the id is made of instead of the content.
+    pub(crate) given: Option<String>,
+    pub(crate) content_id: ContentId,
+    pub(crate) ack: u32,
+    pub(crate) owner: Option<u32>,
+}
+
+fn invalid(why: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(why.to_string())
+}
+
+impl Wanted {
+    /// Reads a request of Dragonfly's. The length comes from the file.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for what makes no sense.
+    pub(crate) fn of_upload(
+        request: dfdaemon::UploadPersistentCacheTaskRequest,
+        owner: Option<u32>,
+    ) -> Result<Self, Status> {
+        Self {
+            replicas: request.persistent_replica_count,
+            tag: request.tag,
+            application: request.application,
+            ttl: wire::duration_from(request.ttl).unwrap_or_default(),
+            content_length: None,
+            piece_length: request.piece_length,
+            given: request.content_for_calculating_task_id,
+            content_id: ContentId::default(),
+            ack: 1,
+            owner,
+        }
+        .checked()
+    }
+
+    /// Reads the beginning of a stream.
+    ///
+    /// # Errors
+    /// As [`Self::of_upload`]; FAILED_PRECONDITION for a stream that goes on where another ended.
+    pub(crate) fn of_stream(
+        started: dfdaemon::WritePersistentCacheTaskStarted,
+        owner: Option<u32>,
+    ) -> Result<Self, Status> {
+        if started.offset > 0 {
+            return Err(Status::failed_precondition(format!(
+                "nothing is kept of an upload that ended early: begin at byte 0, not at {}",
+                started.offset
+            )));
+        }
+        let content_id = match started.content_id.as_str() {
+            "" | "sha256" => ContentId::Sha256,
+            "blake3" => ContentId::Blake3,
+            other => return Err(invalid(format!("content_id {other:?} is neither sha256 nor blake3"))),
+        };
+        Self {
+            replicas: started.persistent_replica_count,
+            tag: started.tag,
+            application: started.application,
+            ttl: wire::duration_from(started.ttl).unwrap_or_default(),
+            content_length: started.content_length,
+            piece_length: started.piece_length,
+            given: started.content_for_calculating_task_id,
+            content_id,
+            ack: started.ack,
+            owner,
+        }
+        .checked()
+    }
+
+    fn checked(mut self) -> Result<Self, Status> {
+        if self.replicas == 0 {
+            return Err(invalid("persistent_replica_count is 0: at least this host keeps a replica"));
+        }
+        if self.ttl.is_zero() {
+            return Err(invalid("ttl is missing or 0: say how long the content is to be kept"));
+        }
+        if let Some(piece_length) = self.piece_length {
+            named_piece_length(piece_length).map_err(|why| invalid(format!("piece_length: {why}")))?;
+        }
+        self.given = self.given.filter(|given| !given.is_empty());
+        Ok(self)
+    }
+
+    /// What the store is to take in.
+    fn to_storage(&self, given: Option<&TaskId>) -> NewImport {
+        NewImport {
+            id: match given {
+                Some(id) => ImportId::Given(id.clone()),
+                None => ImportId::Content(self.content_id),
+            },
+            content_length: self.content_length,
+            piece_length: self.piece_length,
+            new: NewTask {
+                tag: self.tag.clone(),
+                application: self.application.clone(),
+                owner_uid: self.owner,
+                ttl: Some(self.ttl),
+                persistent: true,
+                replica_target: self.replicas,
+                ..NewTask::default()
+            },
+        }
+    }
+
+    /// The id that the user chose.
+    fn given_id(&self) -> Result<Option<TaskId>, Status> {
+        let Some(content) = self.given.as_deref() else { return Ok(None) };
+        let input = StandardInput {
+            url: "",
+            tag: None,
+            application: None,
+            revision: None,
+            piece_length: None,
+            filtered_query_params: &[],
+            content: Some(content),
+            blob_digest: false,
+            kind: Kind::PersistentCache,
+        };
+        standard(&input).map(Some).map_err(invalid)
+    }
+}
+
+/// Why a file could not be read to its end.
+#[derive(Debug, Error)]
+pub(crate) enum ReadError {
+    /// The store did not take it.
+    #[error("{0}")]
+    Store(Status),
+    /// The disk.
+    #[error("cannot read it: {0}")]
+    Io(#[from] std::io::Error),
+    /// Whoever wanted it does not wait any more.
+    #[error("the client went away")]
+    Gone,
+    /// It is not what it was at the start.
+    #[error("it changed while it was being imported; import it again when it is at rest")]
+    Changed,
+}
+
+impl ReadError {
+    /// The call's status, of the file at `path`.
+    pub(crate) fn at(self, path: &str) -> Status {
+        match self {
+            Self::Store(status) => status,
+            Self::Changed => Status::aborted(format!("{path}: {self}")),
+            Self::Gone => Status::cancelled(self.to_string()),
+            Self::Io(_) => Status::internal(format!("{path}: {self}")),
+        }
+    }
+}
+
+/// An import as its scheduler knows it.
+struct Announcement {
+    engine: Arc<Engine>,
+    wanted: Wanted,
+    peer_id: PeerId,
+    /// Where, and as what.
+    at: Option<(SchedulerHandle, TaskId)>,
+}
+
+impl Announcement {
+    fn geometry_beforehand(&self) -> Option<Geometry> {
+        let length = self.wanted.content_length?;
+        match self.wanted.piece_length {
+            Some(piece_length) => Geometry::new(length, piece_length).ok(),
+            None => Geometry::derived(length).ok(),
+        }
+    }
+
+    /// The import begins, or is about to be offered. What is not known yet is 0.
+    async fn started(&mut self, id: &TaskId, geometry: Option<Geometry>) -> Result<(), Status> {
+        let picked = self.engine.cluster.pick(id);
+        let handle = picked.ok_or_else(|| {
+            Status::unavailable("no scheduler can be reached, so nobody could find what is imported")
+        })?;
+        let request = UploadPersistentCacheTaskStartedRequest {
+            host_id: self.engine.identity.host_id.to_string(),
+            task_id: id.to_string(),
+            peer_id: self.peer_id.to_string(),
+            persistent_replica_count: self.wanted.replicas,
+            tag: self.wanted.tag.clone(),
+            application: self.wanted.application.clone(),
+            piece_length: geometry.map_or(0, |geometry| geometry.piece_length()),
+            content_length: geometry.map_or(0, |geometry| geometry.content_length()),
+            piece_count: geometry.map_or(0, |geometry| geometry.piece_count()),
+            ttl: wire::duration(self.wanted.ttl),
+        };
+        handle.upload_persistent_cache_task_started(request).await.map_err(|why| unknown(id, &why))?;
+        self.at = Some((handle, id.clone()));
+        Ok(())
+    }
+
+    /// The import is complete.
+    async fn finished(&self, content: &TaskContent) -> Result<PersistentCacheTask, Status> {
+        let Some((handle, id)) = &self.at else {
+            return Err(Status::internal("the import was not announced"));
+        };
+        let count = content.geometry().map_or(0, |geometry| geometry.piece_count());
+        let crcs = (0..count).filter_map(|piece| Some(content.crc(piece)?.0));
+        let request = UploadPersistentCacheTaskFinishedRequest {
+            host_id: self.engine.identity.host_id.to_string(),
+            task_id: id.to_string(),
+            peer_id: self.peer_id.to_string(),
+            ack: if handle.ours() { self.wanted.ack } else { 0 },
+            crcs: if handle.ours() { crcs.collect() } else { Vec::new() },
+        };
+        let answer = handle.upload_persistent_cache_task_finished(request, REPLICATING).await;
+        answer.map_err(|why| unknown(id, &why))
+    }
+
+    /// The import failed.
+    async fn failed(&self, why: &Status) {
+        let Some((handle, id)) = &self.at else { return };
+        let request = UploadPersistentCacheTaskFailedRequest {
+            host_id: self.engine.identity.host_id.to_string(),
+            task_id: id.to_string(),
+            peer_id: self.peer_id.to_string(),
+            description: Some(why.message().to_owned()),
+        };
+        if let Err(why) = handle.upload_persistent_cache_task_failed(request).await {
+            // It learns so when the import's time is over.
+            tracing::info!(%id, %why, "scheduler not told of a failed import");
+        }
+    }
+}
+
+/// An import under way.
+pub(crate) struct Importer {
+    import: Import,
+    announcement: Announcement,
+    cancel: CancellationToken,
+    seat: Seat,
+}
+
+impl Importer {
+    /// Begins an import; one with a given id is announced to the scheduler. When `cancel` is cancelled, [`Self::read`]
+    /// ends early.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED when the block list says so; FAILED_PRECONDITION when there are fewer hosts than replicas to
+    /// wait for; ALREADY_EXISTS when a live task has the given id; UNAVAILABLE without a scheduler; a failing disk.
+    async fn begin(engine: &Arc<Engine>, wanted: Wanted, cancel: CancellationToken) -> Result<Self, Status> {
+        let subject = Subject {
+            application: wanted.application.as_deref().unwrap_or_default(),
+            url: "",
+            tag: wanted.tag.as_deref().unwrap_or_default(),
+            priority: None,
+        };
+        engine.check_listed(Kind::PersistentCache, Action::Upload, &subject)?;
+        let given = wanted.given_id()?;
+        check_hosts(engine, wanted.ack).await?;
+        let peer_id = engine.identity.new_peer();
+        let seat = engine.board.sit(format!("daemon/import {peer_id}"));
+        let new = wanted.to_storage(given.as_ref());
+        let mut announcement = Announcement { engine: Arc::clone(engine), wanted, peer_id, at: None };
+        if let Some(id) = given {
+            announcement.started(&id, announcement.geometry_beforehand()).await?;
+        }
+        match tokio::task::block_in_place(|| engine.store.begin_import(new)) {
+            Ok(import) => Ok(Self { import, announcement, cancel, seat }),
+            Err(why) => {
+                let status = storage(&why);
+                announcement.failed(&status).await;
+                Err(status)
+            }
+        }
+    }
+
+    /// Writes the next bytes.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED when they do not fit, INVALID_ARGUMENT past the announced length, a failing disk.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Status> {
+        tokio::task::block_in_place(|| self.import.write(bytes)).map_err(|why| storage(&why))?;
+        self.seat.show(format!("{} bytes imported", self.import.written()));
+        Ok(())
+    }
+
+    /// Writes all of a file.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub(crate) async fn read(&mut self, file: &File) -> Result<(), ReadError> {
+        let before = version(file)?;
+        let mut buffer = vec![0; STEP];
+        loop {
+            if self.cancel.is_cancelled() {
+                return Err(ReadError::Gone);
+            }
+            let at = self.import.written();
+            let read = tokio::task::block_in_place(|| file.read_at(&mut buffer, at))?;
+            if read == 0 {
+                break;
+            }
+            self.write(&buffer[..read]).map_err(ReadError::Store)?;
+            tokio::task::yield_now().await;
+        }
+        if version(file)? == before { Ok(()) } else { Err(ReadError::Changed) }
+    }
+
+    /// The import failed: the scheduler forgets it. Returns the reason.
+    pub(crate) async fn fail(self, why: Status) -> Status {
+        // The bytes first: who is told may try again at once.
+        tokio::task::block_in_place(|| drop(self.import));
+        self.announcement.failed(&why).await;
+        why
+    }
+
+    /// The content ends here: makes it a task, and has it replicated.
+    ///
+    /// # Errors
+    /// What the store says of it: ALREADY_EXISTS for other content under a given id. What the scheduler says:
+    /// DEADLINE_EXCEEDED when the replicas to wait for do not come about, which leaves the import as it is.
+    pub(crate) async fn finish(self, digest: Option<Digest>) -> Result<PersistentCacheTask, Status> {
+        let Self { import, mut announcement, seat, .. } = self;
+        seat.show("writing to the device");
+        let imported = match tokio::task::block_in_place(|| import.finish(digest.as_ref())) {
+            Ok(imported) => imported,
+            Err(why) => {
+                let status = storage(&why);
+                announcement.failed(&status).await;
+                return Err(status);
+            }
+        };
+        seat.show("telling the scheduler");
+        announcement.engine.holdings.changed();
+        let offered = offer(&mut announcement, &imported).await;
+        if let Err(why) = &offered
+            && why.code() != Code::DeadlineExceeded
+            && !imported.existed
+        {
+            announcement.failed(why).await;
+            let key = imported.content.key().clone();
+            drop(imported);
+            if let Err(why) = stat::remove(&announcement.engine, &key).await {
+                tracing::warn!(%key, %why, "an import that was not offered stays until its time is over");
+            }
+        }
+        offered
+    }
+}
+
+/// Makes what is here known to the cluster.
+async fn offer(announcement: &mut Announcement, imported: &Imported) -> Result<PersistentCacheTask, Status> {
+    let content = &imported.content;
+    let id = &content.key().id;
+    if announcement.at.is_none() {
+        match announcement.started(id, content.geometry()).await {
+            // The id follows from the content: what is known there is this very content, and this host has it now.
+            Err(why) if why.code() == Code::AlreadyExists => {
+                return at_scheduler(&announcement.engine, id).await;
+            }
+            told => told?,
+        }
+    }
+    announcement.finished(content).await
+}
+
+/// Refuses to wait for more replicas than there are hosts, before anything is transferred.
+async fn check_hosts(engine: &Engine, ack: u32) -> Result<(), Status> {
+    if ack <= 1 {
+        return Ok(());
+    }
+    let mut hosts = HashSet::new();
+    for handle in engine.cluster.healthy() {
+        let listed = handle.list_hosts(None).await.map_err(|why| Status::unavailable(why.to_string()))?;
+        hosts.extend(listed.into_iter().map(|host| host.id));
+    }
+    if hosts.len() < usize::try_from(ack).unwrap_or(usize::MAX) {
+        return Err(Status::failed_precondition(format!(
+            "{ack} replicas are to be waited for and the cluster has {} hosts: wait for fewer, or start more daemons",
+            hosts.len()
+        )));
+    }
+    Ok(())
+}
+
+/// What tells whether a file was changed: size, modification and change time.
+fn version(file: &File) -> std::io::Result<[i64; 5]> {
+    let meta = file.metadata()?;
+    let size = i64::try_from(meta.len()).unwrap_or(i64::MAX);
+    Ok([size, meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()])
+}
+
+/// The next message of a stream; `None` at its end.
+///
+/// # Errors
+/// INVALID_ARGUMENT for a message that says nothing, DEADLINE_EXCEEDED when none comes.
+pub(crate) async fn next(
+    stream: &mut Streaming<dfdaemon::WritePersistentCacheTaskRequest>,
+) -> Result<Option<Write>, Status> {
+    match tokio::time::timeout(STALLED, stream.message()).await {
+        Ok(Ok(None)) => Ok(None),
+        Ok(Ok(Some(message))) => {
+            message.request.map(Some).ok_or_else(|| invalid("a message of the stream says nothing"))
+        }
+        Ok(Err(status)) => Err(status),
+        Err(_) => {
+            Err(Status::deadline_exceeded(format!("the client sent nothing for {} s", STALLED.as_secs())))
+        }
+    }
+}
+
+/// Where an import's bytes come from.
+pub(crate) trait Input: Send + 'static {
+    /// Writes all of them; returns the digest that they must have.
+    fn pour(self, importer: &mut Importer) -> impl Future<Output = Result<Option<Digest>, Status>> + Send;
+}
+
+/// Imports in a task of its own, so that a client who goes away does not cut it off where the scheduler would not hear
+/// of it, and a panic costs this import only. `timeout` is how long it may take, 30 minutes without.
+///
+/// # Errors
+/// As [`Importer::begin`] and [`Importer::finish`]; DEADLINE_EXCEEDED.
+pub(crate) async fn run(
+    engine: &Arc<Engine>,
+    wanted: Wanted,
+    input: impl Input,
+    timeout: Option<Duration>,
+) -> Result<PersistentCacheTask, Status> {
+    let cancel = CancellationToken::new();
+    let (engine, cancelled) = (Arc::clone(engine), cancel.clone());
+    let _cancel = cancel.drop_guard();
+    let import = tokio::spawn(async move {
+        engine.faults.point("import");
+        let mut importer = Importer::begin(&engine, wanted, cancelled).await?;
+        match input.pour(&mut importer).await {
+            Ok(digest) => importer.finish(digest).await,
+            Err(why) => Err(importer.fail(why).await),
+        }
+    });
+    let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
+    match tokio::time::timeout(timeout, import).await {
+        Ok(Ok(imported)) => imported,
+        Ok(Err(_)) => Err(Status::internal("the import crashed; see the daemon's log")),
+        Err(_) => {
+            Err(Status::deadline_exceeded(format!("the import did not end within {} s", timeout.as_secs())))
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Persistent cache tasks: what of them is here, and importing.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use damselfly_api::common::v2 as common;
+use damselfly_api::dfdaemon::v2 as dfdaemon;
+use damselfly_api::dfdaemon::v2::write_persistent_cache_task_request::Request as Write;
+use damselfly_core::{Digest, Kind, TaskKey};
+use damselfly_storage::{StoreError, TaskContent};
+use damselfly_transport::local::{Caller, PathAccess};
+use tonic::{Status, Streaming};
+
+use super::{may_change, owner, stat as standard};
+use crate::engine::Engine;
+use crate::import::{self, Importer, Input, Wanted};
+use crate::output::refused;
+use crate::request::{at_scheduler, unknown};
+use crate::stream::storage;
+use crate::task::wire;
+
+/// A task in the scheduler's eyes.
+///
+/// # Errors
+/// NOT_FOUND for one that is not known there; UNAVAILABLE without a scheduler.
+pub(crate) async fn stat(engine: &Engine, id: &str) -> Result<common::PersistentCacheTask, Status> {
+    at_scheduler(engine, &standard::parse(id)?).await
+}
+
+fn key(id: &str) -> Result<TaskKey, Status> {
+    Ok(TaskKey { kind: Kind::PersistentCache, id: standard::parse(id)? })
+}
+
+/// A task as this host has it.
+///
+/// # Errors
+/// NOT_FOUND when it does not.
+pub(super) fn stat_local(
+    engine: &Engine,
+    id: &str,
+) -> Result<dfdaemon::StatLocalPersistentCacheTaskResponse, Status> {
+    let content = engine.store.get(&key(id)?);
+    content
+        .map(|content| describe(engine, &content))
+        .ok_or_else(|| Status::not_found(format!("local persistent cache task not found: {id}")))
+}
+
+/// Every persistent cache task of this host.
+pub(super) fn list_local(engine: &Engine) -> Vec<dfdaemon::StatLocalPersistentCacheTaskResponse> {
+    let all = engine.store.list();
+    let all = all.iter().filter(|content| content.key().kind == Kind::PersistentCache);
+    all.map(|content| describe(engine, content)).collect()
+}
+
+fn describe(engine: &Engine, content: &Arc<TaskContent>) -> dfdaemon::StatLocalPersistentCacheTaskResponse {
+    let meta = content.meta();
+    let uploads = engine.uploads.of(content.key());
+    dfdaemon::StatLocalPersistentCacheTaskResponse {
+        task_id: content.key().id.to_string(),
+        persistent: meta.persistent,
+        ttl: wire::duration(meta.ttl),
+        piece_length: meta.geometry.map(|geometry| geometry.piece_length()),
+        content_length: meta.geometry.map(|geometry| geometry.content_length()),
+        uploading_count: uploads.now.into(),
+        uploaded_count: uploads.ever,
+        created_at: Some(meta.created_at.into()),
+        updated_at: Some(meta.updated_at.into()),
+        failed_at: None,
+        finished_at: meta.finished_at.map(Into::into),
+    }
+}
+
+/// Makes this host's copy a replica, which is on the device and not evicted, or an ordinary one.
+///
+/// # Errors
+/// NOT_FOUND when there is no copy, FAILED_PRECONDITION when it is not complete.
+pub(crate) fn keep(engine: &Engine, key: &TaskKey, persistent: bool) -> Result<(), Status> {
+    let content = engine.store.get(key);
+    let content = content
+        .ok_or_else(|| Status::not_found(format!("local persistent cache task not found: {}", key.id)))?;
+    if persistent && !content.is_complete() {
+        return Err(Status::failed_precondition(format!(
+            "this host's copy of persistent cache task {} is not complete",
+            key.id
+        )));
+    }
+    tokio::task::block_in_place(|| replica(&content, persistent)).map_err(|why| storage(&why))?;
+    engine.holdings.changed();
+    Ok(())
+}
+
+/// A replica counts only once it is on the device.
+pub(crate) fn replica(content: &TaskContent, persistent: bool) -> Result<(), StoreError> {
+    content.set_persistent(persistent)?;
+    if persistent { content.sync() } else { Ok(()) }
+}
+
+/// Deletes a task and all its copies.
+///
+/// # Errors
+/// PERMISSION_DENIED for who neither imported nor fetched it; NOT_FOUND; FAILED_PRECONDITION while it is in use here.
+pub(super) async fn delete(engine: &Engine, caller: &Caller, id: &str) -> Result<(), Status> {
+    let key = key(id)?;
+    may_change(engine, caller, &key)?;
+    let picked = engine.cluster.pick(&key.id);
+    let handle = picked.ok_or_else(|| Status::unavailable("no scheduler can be reached"))?;
+    let there = handle.delete_persistent_cache_task(engine.identity.host_id.as_str(), &key.id).await;
+    // The scheduler has this host delete its copy as well; who asks here wants it gone when the call returns.
+    let here = match standard::remove(engine, &key).await {
+        Err(why) if why.code() == tonic::Code::NotFound => false,
+        Err(why) => return Err(why),
+        Ok(()) => true,
+    };
+    match there {
+        Err(why) if !(here && why.code() == Some(tonic::Code::NotFound)) => Err(unknown(&key.id, &why)),
+        _ => Ok(()),
+    }
+}
+
+/// Imports a file that the caller may read.
+///
+/// # Errors
+/// When the caller may not, the request makes no sense, or as [`Importer::finish`].
+pub(super) async fn upload(
+    engine: &Arc<Engine>,
+    caller: &Arc<Caller>,
+    request: dfdaemon::UploadPersistentCacheTaskRequest,
+) -> Result<common::PersistentCacheTask, Status> {
+    let access = PathAccess::new(Arc::clone(caller), engine.config.download.path_roots.clone().into());
+    let file = access.open_input(Path::new(&request.path)).await.map_err(|why| refused(&why))?;
+    let length = file.metadata().map_err(|why| unreadable(&request.path, &why))?.len();
+    let path = request.path.clone();
+    let timeout = wire::duration_from(request.timeout).filter(|timeout| !timeout.is_zero());
+    let wanted = Wanted { content_length: Some(length), ..Wanted::of_upload(request, owner(caller))? };
+    import::run(engine, wanted, PathInput { file, path }, timeout).await
+}
+
+/// A file, opened as the caller.
+struct PathInput {
+    file: File,
+    path: String,
+}
+
+impl Input for PathInput {
+    async fn pour(self, importer: &mut Importer) -> Result<Option<Digest>, Status> {
+        importer.read(&self.file).await.map_err(|why| why.at(&self.path))?;
+        Ok(None)
+    }
+}
+
+fn unreadable(path: &str, why: &std::io::Error) -> Status {
+    Status::internal(format!("cannot read {path}: {why}"))
+}
+
+/// Imports what the client streams.
+///
+/// # Errors
+/// As [`upload`]; INVALID_ARGUMENT for messages out of order; ABORTED when the stream ends without `finished`.
+pub(super) async fn write(
+    engine: &Arc<Engine>,
+    caller: &Caller,
+    mut stream: Streaming<dfdaemon::WritePersistentCacheTaskRequest>,
+) -> Result<dfdaemon::WritePersistentCacheTaskResponse, Status> {
+    let Some(Write::Started(started)) = import::next(&mut stream).await? else {
+        return Err(Status::invalid_argument("the stream does not begin with `started`"));
+    };
+    let wanted = Wanted::of_stream(started, owner(caller))?;
+    let task = import::run(engine, wanted, StreamInput(stream), None).await?;
+    Ok(dfdaemon::WritePersistentCacheTaskResponse { task_id: task.id.clone(), task: Some(task) })
+}
+
+/// A client's stream from its second message on.
+struct StreamInput(Streaming<dfdaemon::WritePersistentCacheTaskRequest>);
+
+impl Input for StreamInput {
+    async fn pour(mut self, importer: &mut Importer) -> Result<Option<Digest>, Status> {
+        loop {
+            match import::next(&mut self.0).await? {
+                Some(Write::Chunk(chunk)) => importer.write(&chunk.content)?,
+                Some(Write::Finished(finished)) => {
+                    let digest = finished.digest.filter(|digest| !digest.is_empty());
+                    let digest = digest.map(|digest| digest.parse::<Digest>()).transpose();
+                    return digest.map_err(|why| Status::invalid_argument(why.to_string()));
+                }
+                Some(Write::Started(_)) => return Err(Status::invalid_argument("`started` comes once")),
+                None => {
+                    return Err(Status::aborted("the stream ended without `finished`: nothing was imported"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Imports: content that comes in order from outside the cluster, under an id that is known at its end at the latest.
+//!
+//! While it comes it lies in a provisional place, under no id that anybody could ask for. At the end it takes its place
+//! among the tasks in one rename, with the sidecar after it: whatever a crash leaves in between is an orphan, which goes
+//! when the store opens. So nothing half-imported is ever seen.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use damselfly_core::task_id::{ContentId, PersistentCacheHasher};
+use damselfly_core::{Crc, Digest, Geometry, Kind, PieceSet, TaskId, TaskKey};
+
+use super::{Store, remove_files};
+use crate::error::StoreError;
+use crate::layout::create_task_dir;
+use crate::meta::NewTask;
+use crate::sidecar::SidecarFile;
+use crate::task::{TaskContent, UnitWriter};
+
+/// Bytes per piece where neither the content's length nor a piece length is known beforehand, as with a pipe.
+const PIPED_PIECE_LENGTH: u64 = 16 << 20;
+
+/// Where the id of an import comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImportId {
+    /// It is given.
+    Given(TaskId),
+    /// It follows from the content.
+    Content(ContentId),
+}
+
+/// What is to be imported.
+#[derive(Clone, Debug)]
+pub struct NewImport {
+    /// Its id.
+    pub id: ImportId,
+    /// Its length in bytes, where known.
+    pub content_length: Option<u64>,
+    /// Bytes per piece where the user named them; enters an id that follows from the content.
+    pub piece_length: Option<u64>,
+    /// What the task is made with; always a persistent one.
+    pub new: NewTask,
+}
+
+/// What came of an import.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The task.
+    pub content: Arc<TaskContent>,
+    /// Equal content was there under the id already: it stays, and lives as long as this import was to live.
+    pub existed: bool,
+}
+
+/// An import under way. Dropped before its end, it leaves nothing behind.
+#[derive(Debug)]
+pub struct Import {
+    store: Arc<Store>,
+    import: NewImport,
+    hasher: Option<PersistentCacheHasher>,
+    // Before the place: it is let go of first.
+    writer: UnitWriter,
+    place: Place,
+}
+
+/// The provisional place. Dropping it removes it.
+#[derive(Debug)]
+struct Place {
+    store: Arc<Store>,
+    content: Arc<TaskContent>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Nobody else knows of it, so it is in nobody's use but the writer's, which ends first.
+        drop(self.content.end(true));
+        let _changing = self.store.changing.lock();
+        if let Err(why) = remove_files(&*self.store.shared.system, self.content.paths()) {
+            tracing::warn!(%why, "an unfinished import is not removed before the next start");
+        }
+    }
+}
+
+impl Store {
+    /// Begins an import.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`]; a failing disk.
+    pub fn begin_import(self: &Arc<Self>, import: NewImport) -> Result<Import, StoreError> {
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
+        let number = self.shared.scratches.fetch_add(1, Ordering::Relaxed);
+        // Of no task: it is not among those that can be asked for.
+        let id = TaskId::parse(&format!("{number:064x}")).map_err(|why| StoreError::Id(why.to_string()))?;
+        let paths = self.shared.layout.import(&id);
+        let key = TaskKey { kind: Kind::PersistentCache, id };
+        let content = {
+            let _changing = self.changing.lock();
+            self.make(&key, paths, NewTask { persistent: true, ..import.new.clone() }, 1)?
+        };
+        let place = Place { store: Arc::clone(self), content };
+        let mut writer = place.content.unit_writer()?;
+        let piped = import.content_length.is_none().then_some(PIPED_PIECE_LENGTH);
+        if let Some(piece_length) = import.piece_length.or(piped) {
+            writer = writer.with_piece_length(piece_length);
+        }
+        let hasher = match import.id {
+            ImportId::Given(_) => None,
+            ImportId::Content(content_id) => Some(PersistentCacheHasher::new(content_id)),
+        };
+        Ok(Import { store: Arc::clone(self), import, hasher, writer, place })
+    }
+
+    /// Gives imported content its place. What is there already stays if it is equal.
+    fn adopt(
+        &self,
+        key: TaskKey,
+        place: &Place,
+        geometry: Geometry,
+        new: &NewTask,
+    ) -> Result<Imported, StoreError> {
+        let crcs = place.content.all_crcs();
+        let tombstones = self.changing.lock();
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
+        let mut generation = tombstones.generation(&key).map_or(1, |deleted| deleted + 1);
+        if let Some(there) = self.get(&key) {
+            if there.is_complete() {
+                let equal = there.geometry() == Some(geometry) && there.all_crcs() == crcs;
+                return if equal { self.renew(there, new) } else { Err(StoreError::Taken(key)) };
+            }
+            generation = generation.max(there.meta().generation + 1);
+            there.end(true)?;
+            self.clear(&there)?;
+        }
+        let (shared, system) = (&self.shared, &*self.shared.system);
+        let paths = shared.layout.task(&key);
+        create_task_dir(&paths.dir)?;
+        let mut header = place.content.header();
+        (header.key, header.generation) = (key.clone(), generation);
+        header.finished = Some(header.updated);
+        // The provisional task gives back what it was charged for before the new one is charged for it.
+        place.content.end(true)?;
+        let moved = || {
+            system.about_to("rename imported content")?;
+            fs::rename(&place.content.paths().data, &paths.data)
+        };
+        moved().map_err(StoreError::at("cannot rename", &paths.data))?;
+        let io = SidecarFile::create(system, &paths.meta, &header).and_then(|mut io| {
+            io.write_held(system, &key, generation, 0, &crcs)?;
+            Ok(io)
+        });
+        let io = io.inspect_err(|_| {
+            drop(remove_files(system, &paths)); // the opening store removes it too
+        })?;
+        let held = PieceSet::full(geometry.piece_count());
+        let content = TaskContent::assemble(Arc::clone(shared), paths, io, header, held, crcs, false);
+        if let Err(why) = content.sync() {
+            content.end(true)?;
+            remove_files(system, content.paths())?;
+            return Err(why);
+        }
+        self.tasks.lock().insert(key, Arc::clone(&content));
+        drop(tombstones);
+        Ok(Imported { content, existed: false })
+    }
+
+    /// Equal content that is here already, to live and to be kept as the new import would be.
+    fn renew(&self, content: Arc<TaskContent>, new: &NewTask) -> Result<Imported, StoreError> {
+        content.extend_ttl(new.ttl.unwrap_or(self.options.task_ttl))?;
+        content.set_persistent(true)?;
+        content.set_replica_target(new.replica_target)?;
+        if let Some(uid) = new.owner_uid {
+            content.add_owner(uid)?;
+        }
+        content.sync()?;
+        Ok(Imported { content, existed: true })
+    }
+}
+
+impl Import {
+    /// Bytes written so far.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.writer.written()
+    }
+
+    /// Writes the next bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongLength`] past the length that was announced; [`StoreError::NoSpace`]; a failing disk.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let length = self.written().saturating_add(bytes.len() as u64);
+        if let Some(announced) = self.import.content_length.filter(|announced| length > *announced) {
+            return Err(StoreError::WrongLength { announced, found: length });
+        }
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
+        }
+        self.writer.append(bytes)
+    }
+
+    /// The content ends here. When this returns it has its id, is complete, and is on the device.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongLength`], [`StoreError::WrongDigest`]; [`StoreError::Taken`] when other content has the id;
+    /// [`StoreError::InUse`] while an unfinished download has it; a failing disk. Nothing is left behind then.
+    pub fn finish(self, digest: Option<&Digest>) -> Result<Imported, StoreError> {
+        let Self { store, import, hasher, writer, place } = self;
+        let found = writer.written();
+        if let Some(announced) = import.content_length.filter(|announced| *announced != found) {
+            return Err(StoreError::WrongLength { announced, found });
+        }
+        let (geometry, _) = writer.finish()?;
+        if let Some(expected) = digest {
+            let computed = place.content.digest(expected.algorithm())?;
+            if !expected.matches(&computed) {
+                let (expected, found) = (expected.to_string(), computed.to_string());
+                return Err(StoreError::WrongDigest { expected, found });
+            }
+        }
+        let id = match (&import.id, hasher) {
+            (ImportId::Given(id), _) => id.clone(),
+            (ImportId::Content(_), hasher) => {
+                let (tag, application) = (import.new.tag.as_deref(), import.new.application.as_deref());
+                let hasher = hasher.unwrap_or_else(|| PersistentCacheHasher::new(ContentId::default()));
+                hasher
+                    .finish(tag, application, import.piece_length)
+                    .map_err(|why| StoreError::Id(why.to_string()))?
+            }
+        };
+        let key = TaskKey { kind: Kind::PersistentCache, id };
+        // The bulk of it before others have to wait.
+        place.content.sync()?;
+        store.adopt(key, &place, geometry, &import.new)
+    }
+}
+
+impl TaskContent {
+    /// The CRCs of all pieces of a complete content.
+    fn all_crcs(&self) -> Vec<Crc> {
+        let count = self.geometry().map_or(0, |geometry| geometry.piece_count());
+        (0..count).filter_map(|number| self.crc(number)).collect()
+    }
+}
