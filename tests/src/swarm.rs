@@ -1,5 +1,6 @@
 //! Daemons for whole-system tests: started in this process, each in its own home, with every port free.
 
+mod cache;
 mod call;
 mod host;
 mod parent;
@@ -18,6 +19,7 @@ use damselfly_core::task_id::{self, DEFAULT_FILTERED_QUERY_PARAMS, StandardInput
 use damselfly_core::{Kind, TaskId};
 use tempfile::TempDir;
 
+pub use cache::{Exported, import};
 pub use call::Call;
 pub use host::{Host, Setup};
 pub use parent::{FakeParent, Vice};

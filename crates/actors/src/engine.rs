@@ -152,6 +152,8 @@ pub struct Engine {
     pub known: Known,
     /// Pieces on their way to children.
     pub uploads: Uploads,
+    /// Imports that wait for their clients to go on.
+    pub(crate) imports: crate::import::Uploads,
     /// Receipts of recent downloads.
     pub receipts: Receipts,
     /// Live actors.

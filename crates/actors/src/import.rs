@@ -36,6 +36,10 @@ use crate::local::stat;
 use crate::request::{at_scheduler, unknown};
 use crate::stream::storage;
 use crate::task::wire;
+use resting::Name;
+pub(crate) use resting::Uploads;
+
+mod resting;
 
 /// Bytes read from a file at a time.
 const STEP: usize = 2 << 20;
@@ -47,7 +51,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 const REPLICATING: Duration = Duration::from_secs(10 * 60);
 
 /// What is to be imported.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) replicas: u64,
     pub(crate) tag: Option<String>,
@@ -60,6 +64,10 @@ pub(crate) struct Wanted {
     pub(crate) content_id: ContentId,
     pub(crate) ack: u32,
     pub(crate) owner: Option<u32>,
+    /// What its client calls it, to go on with it when the stream breaks.
+    pub(crate) upload: Option<String>,
+    /// The first byte that comes.
+    pub(crate) offset: u64,
 }
 
 fn invalid(why: impl std::fmt::Display) -> Status {
@@ -86,6 +94,8 @@ impl Wanted {
             content_id: ContentId::default(),
             ack: 1,
             owner,
+            upload: None,
+            offset: 0,
         }
         .checked()
     }
@@ -93,17 +103,11 @@ impl Wanted {
     /// Reads the beginning of a stream.
     ///
     /// # Errors
-    /// As [`Self::of_upload`]; FAILED_PRECONDITION for a stream that goes on where another ended.
+    /// As [`Self::of_upload`].
     pub(crate) fn of_stream(
         started: dfdaemon::WritePersistentCacheTaskStarted,
         owner: Option<u32>,
     ) -> Result<Self, Status> {
-        if started.offset > 0 {
-            return Err(Status::failed_precondition(format!(
-                "nothing is kept of an upload that ended early: begin at byte 0, not at {}",
-                started.offset
-            )));
-        }
         let content_id = match started.content_id.as_str() {
             "" | "sha256" => ContentId::Sha256,
             "blake3" => ContentId::Blake3,
@@ -120,6 +124,8 @@ impl Wanted {
             content_id,
             ack: started.ack,
             owner,
+            upload: Some(started.upload_id).filter(|upload| !upload.is_empty()),
+            offset: started.offset,
         }
         .checked()
     }
@@ -136,6 +142,16 @@ impl Wanted {
         }
         self.given = self.given.filter(|given| !given.is_empty());
         Ok(self)
+    }
+
+    /// What an upload is kept under. One of a uid that means nothing here cannot be told from others.
+    fn name(&self) -> Option<Name> {
+        Some(Name { uid: self.owner?, upload: self.upload.clone()? })
+    }
+
+    /// Whether a stream may go on with what another began.
+    fn goes_on_with(&self, begun: &Self) -> bool {
+        *self == Self { offset: self.offset, ack: self.ack, ..begun.clone() }
     }
 
     /// What the store is to take in.
@@ -297,6 +313,19 @@ impl Importer {
     /// PERMISSION_DENIED when the block list says so; FAILED_PRECONDITION when there are fewer hosts than replicas to
     /// wait for; ALREADY_EXISTS when a live task has the given id; UNAVAILABLE without a scheduler; a failing disk.
     async fn begin(engine: &Arc<Engine>, wanted: Wanted, cancel: CancellationToken) -> Result<Self, Status> {
+        let kept = wanted.name().and_then(|name| engine.imports.take(&name));
+        if let Some(kept) = kept {
+            if wanted.offset > 0 && wanted.offset == kept.written() && wanted.goes_on_with(kept.wanted()) {
+                return Ok(kept.again(wanted, cancel));
+            }
+            drop(kept.fail(Status::cancelled("its client began anew")).await);
+        }
+        if wanted.offset > 0 {
+            return Err(Status::failed_precondition(format!(
+                "the upload does not go on at byte {}: nothing is kept of it; begin at byte 0",
+                wanted.offset
+            )));
+        }
         let subject = Subject {
             application: wanted.application.as_deref().unwrap_or_default(),
             url: "",
@@ -321,6 +350,20 @@ impl Importer {
                 Err(status)
             }
         }
+    }
+
+    /// Bytes written so far.
+    fn written(&self) -> u64 {
+        self.import.written()
+    }
+
+    fn wanted(&self) -> &Wanted {
+        &self.announcement.wanted
+    }
+
+    /// Goes on for a client that came back.
+    fn again(self, wanted: Wanted, cancel: CancellationToken) -> Self {
+        Self { announcement: Announcement { wanted, ..self.announcement }, cancel, ..self }
     }
 
     /// Writes the next bytes.
@@ -353,6 +396,27 @@ impl Importer {
             tokio::task::yield_now().await;
         }
         if version(file)? == before { Ok(()) } else { Err(ReadError::Changed) }
+    }
+
+    /// The input ended before its end. What its client may go on with is kept, if it is not to blame.
+    async fn ended_early(self, engine: &Arc<Engine>, why: Status) -> Status {
+        let broke = matches!(
+            why.code(),
+            Code::Aborted
+                | Code::Cancelled
+                | Code::DeadlineExceeded
+                | Code::Internal
+                | Code::Unavailable
+                | Code::Unknown
+        );
+        let left = match self.wanted().name().filter(|_| broke && self.written() > 0) {
+            Some(name) => Uploads::keep(engine, name, self),
+            None => Some(self),
+        };
+        match left {
+            Some(importer) => importer.fail(why).await,
+            None => why,
+        }
     }
 
     /// The import failed: the scheduler forgets it. Returns the reason.
@@ -483,7 +547,7 @@ pub(crate) async fn run(
         let mut importer = Importer::begin(&engine, wanted, cancelled).await?;
         match input.pour(&mut importer).await {
             Ok(digest) => importer.finish(digest).await,
-            Err(why) => Err(importer.fail(why).await),
+            Err(why) => Err(importer.ended_early(&engine, why).await),
         }
     });
     let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);

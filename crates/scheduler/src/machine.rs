@@ -22,6 +22,7 @@ mod event;
 mod facts;
 mod gc;
 mod hosts;
+mod keep;
 mod leases;
 mod ledger;
 mod peers;
@@ -43,9 +44,10 @@ use damselfly_core::{HostId, PeerId, TaskKey, Tick};
 
 pub use config::Config;
 pub use event::{
-    About, Answer, Effect, Ending, Event, HoldId, HoldMessage, Holding, HostInfo, Parent, PeerEvent,
-    PeerMessage, PieceReport, Priority, Register, Restate, StreamId,
+    About, Answer, Copy, Effect, Ending, Event, HoldId, HoldMessage, Holding, HostInfo, Order, Parent,
+    PeerEvent, PeerMessage, PieceReport, Priority, Register, Restate, StreamId,
 };
+pub use keep::{KeepError, KeepView, ReplicaView, Upload};
 pub use peers::PeerState;
 pub use tasks::TaskState;
 pub use view::{HostView, PeerView, Snapshot, TaskView};
@@ -99,6 +101,8 @@ struct Cx<'a> {
     counters: &'a mut Counters,
     next_lease: &'a mut u64,
     next_order: &'a mut u64,
+    orders: &'a mut BTreeMap<u64, (TaskKey, HostId)>,
+    starved: &'a mut BTreeSet<TaskKey>,
     grace_until: Tick,
     salt: u64,
     now: Tick,
@@ -132,6 +136,12 @@ pub struct Scheduler {
     counters: Counters,
     next_lease: u64,
     next_order: u64,
+    /// Orders under way, by number: whose copy of what.
+    orders: BTreeMap<u64, (TaskKey, HostId)>,
+    /// Tasks that wait for an order to end before they may give another.
+    starved: BTreeSet<TaskKey>,
+    /// Deleted persistent cache tasks.
+    graves: BTreeMap<TaskKey, keep::Grave>,
     grace_until: Tick,
     salt: u64,
 }
@@ -152,6 +162,9 @@ impl Scheduler {
             counters: Counters::default(),
             next_lease: seed << 32,
             next_order: 0,
+            orders: BTreeMap::new(),
+            starved: BTreeSet::new(),
+            graves: BTreeMap::new(),
             grace_until,
             salt: seed,
         }
@@ -210,6 +223,7 @@ impl Scheduler {
                     }
                 });
             }
+            Event::CopyEnded { order, error } => self.order_done(order, error.as_deref(), now, out),
             Event::Tick => {}
         }
     }
@@ -242,6 +256,8 @@ impl Scheduler {
             counters: &mut self.counters,
             next_lease: &mut self.next_lease,
             next_order: &mut self.next_order,
+            orders: &mut self.orders,
+            starved: &mut self.starved,
             grace_until: self.grace_until,
             salt: self.salt,
             now,

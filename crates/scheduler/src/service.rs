@@ -8,6 +8,7 @@ mod announce;
 mod convert;
 mod hold;
 mod outbound;
+mod persistent_cache;
 mod rpc;
 mod stream;
 mod validate;
@@ -32,7 +33,7 @@ use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 
-pub use outbound::{GrpcOutbound, Outbound, OutboundError};
+pub use outbound::{CopyCall, GrpcOutbound, Outbound, OutboundError};
 
 use crate::machine::{self, Answer, Counters, Effect, Ending, Event, HoldId, Scheduler, Snapshot, StreamId};
 use stream::Outlet;
@@ -101,6 +102,7 @@ struct Face(Arc<SchedulerService>);
 enum Call {
     Seed(damselfly_core::TaskKey, HostId, SocketAddr, Box<common::Download>),
     Probe(HostId, SocketAddr),
+    Copy(u64, SocketAddr, CopyCall),
 }
 
 /// A running scheduler.
@@ -115,6 +117,8 @@ pub struct SchedulerService {
     ids: AtomicU64,
     /// The deadline moved to an earlier time.
     sooner: Arc<Notify>,
+    /// Wakes whoever waits for something that a step may have brought.
+    stepped: Notify,
 }
 
 impl std::fmt::Debug for SchedulerService {
@@ -145,6 +149,7 @@ impl SchedulerService {
             epoch,
             ids: AtomicU64::new(1),
             sooner: Arc::new(Notify::new()),
+            stepped: Notify::new(),
         });
         tokio::spawn(keep_time(Arc::downgrade(&service), service.sooner.clone()));
         service
@@ -240,27 +245,35 @@ impl SchedulerService {
 
     /// Lets the machine take a step and does what it says.
     fn step(self: &Arc<Self>, event: Event) {
+        self.ask(|machine, now, out| machine.step(event, now, out));
+    }
+
+    /// Asks the machine for something that changes it, and does what it says.
+    fn ask<T>(self: &Arc<Self>, ask: impl FnOnce(&mut Scheduler, Tick, &mut Vec<Effect>) -> T) -> T {
         let mut calls = Vec::new();
-        let sooner = {
+        let (answer, sooner) = {
             let mut inner = self.inner.lock();
             let before = inner.machine.deadline();
-            let mut events = vec![event];
-            while let Some(event) = events.pop() {
-                let mut effects = Vec::new();
-                inner.machine.step(event, self.now(), &mut effects);
-                for effect in effects {
+            let (mut events, mut effects) = (Vec::new(), Vec::new());
+            let answer = ask(&mut inner.machine, self.now(), &mut effects);
+            loop {
+                for effect in std::mem::take(&mut effects) {
                     self.perform(&mut inner, effect, &mut events, &mut calls);
                 }
+                let Some(event) = events.pop() else { break };
+                inner.machine.step(event, self.now(), &mut effects);
             }
             let after = inner.machine.deadline();
-            after.is_some_and(|after| before.is_none_or(|before| after < before))
+            (answer, after.is_some_and(|after| before.is_none_or(|before| after < before)))
         };
+        self.stepped.notify_waiters();
         if sooner {
             self.sooner.notify_one();
         }
         for call in calls {
             self.spawn(call);
         }
+        answer
     }
 
     fn perform(&self, inner: &mut Inner, effect: Effect, events: &mut Vec<Event>, calls: &mut Vec<Call>) {
@@ -295,6 +308,15 @@ impl SchedulerService {
                 }
             }
             Effect::Probe { host, address } => calls.push(Call::Probe(host, address)),
+            Effect::Order(hold, order, what) => {
+                // A Hold that is gone or does not read is found out by the machine.
+                if let Some(outlet) = inner.holds.get(&hold) {
+                    outlet.send(hold::order(order, what));
+                }
+            }
+            Effect::Copy { order, task, address, copy, .. } => {
+                calls.push(Call::Copy(order, address, CopyCall { task: task.id, copy }));
+            }
             Effect::Forget(host) => {
                 inner.hosts.remove(&host);
             }
@@ -326,6 +348,15 @@ impl SchedulerService {
                         tracing::warn!(task = %task.id, host = %host, %error, "the seed was not triggered");
                     }
                     service.step(Event::SeedEnded { task, host, failed: ended.is_err() });
+                }
+                Call::Copy(order, address, call) => {
+                    let task = call.task.clone();
+                    let error =
+                        service.outbound.copy(address, call).await.err().map(|error| error.to_string());
+                    if let Some(error) = &error {
+                        tracing::warn!(%task, %address, error, "a copy was not made, kept or deleted");
+                    }
+                    service.step(Event::CopyEnded { order, error });
                 }
                 Call::Probe(host, address) => {
                     let alive = service.outbound.probe(address).await;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "clippy.toml's leave does not reach the helpers of tests")]
 
 mod clients;
+mod dfcache;
 mod limits;
 mod origin_faults;
 mod parents;

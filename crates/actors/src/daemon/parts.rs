@@ -147,6 +147,7 @@ pub(crate) fn engine(
         live: Live::default(),
         known: Known::default(),
         uploads: Uploads::default(),
+        imports: crate::import::Uploads::default(),
         receipts: Receipts::default(),
         board: Board::default(),
         faults: options.faults,

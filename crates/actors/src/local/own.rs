@@ -9,7 +9,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::status::{self, Facts};
-use super::{caller_of, control, persistent_cache};
+use super::{caller_of, control, owner, persistent_cache};
 use crate::engine::Engine;
 use crate::task::Control;
 
@@ -73,6 +73,16 @@ impl Local for LocalService {
         let peer = request.into_inner().peer_id;
         let receipt = self.engine.receipts.get(&peer);
         receipt.map(Response::new).ok_or_else(|| Status::not_found(format!("no receipt of {peer} is kept")))
+    }
+
+    async fn stat_upload(
+        &self,
+        request: Request<ours::StatUploadRequest>,
+    ) -> Result<Response<ours::StatUploadResponse>, Status> {
+        let uid = owner(&*caller_of(&request)?);
+        let upload = request.into_inner().upload_id;
+        let verified_length = uid.map_or(0, |uid| self.engine.imports.verified(uid, &upload));
+        Ok(Response::new(ours::StatUploadResponse { verified_length }))
     }
 
     async fn delete_persistent_cache_task(

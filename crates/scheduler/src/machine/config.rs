@@ -34,6 +34,8 @@ pub struct Config {
     pub probe_retry: Duration,
     /// Missed probes that make a host dead.
     pub probe_misses: u32,
+    /// How long a dead host's replicas count as there: most hosts come back.
+    pub repair_after: Duration,
     /// How long a registration waits for its host to be announced.
     pub unknown_host_wait: Duration,
     /// A Dragonfly peer that nobody could serve for so long is sent to the origin although somebody fetches there.
@@ -85,6 +87,7 @@ impl Default for Config {
             probe_interval: Duration::from_secs(30),
             probe_retry: Duration::from_secs(1),
             probe_misses: 2,
+            repair_after: Duration::from_secs(60),
             unknown_host_wait: Duration::from_secs(2),
             back_to_source_after: Duration::from_secs(10),
             refuse_after: Duration::from_secs(30),

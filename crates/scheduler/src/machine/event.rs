@@ -53,6 +53,8 @@ pub struct HostInfo {
     pub max_tx_bandwidth: u64,
     /// What it sends, in bits per second.
     pub tx_bandwidth: u64,
+    /// Bytes free where its content lives, where it says so.
+    pub disk_free: Option<u64>,
     /// It serves nobody.
     pub disable_shared: bool,
     /// Present means the host is ours; a new one voids the host's former peers.
@@ -78,6 +80,8 @@ pub struct Register {
     pub need_back_to_source: bool,
     /// The peer has the content and only says so.
     pub metadata_only: bool,
+    /// Its copy becomes a replica.
+    pub persistent: bool,
     /// What it brings along from a stream that broke.
     pub restate: Option<Restate>,
 }
@@ -199,6 +203,12 @@ pub struct Holding {
     pub private: bool,
     /// Where private content comes from, without secrets; empty where its host does not say.
     pub url: String,
+    /// It is a replica.
+    pub persistent: bool,
+    /// How many replicas are to be kept.
+    pub replica_target: u64,
+    /// What is left of its time.
+    pub ttl_left: Duration,
 }
 
 /// What a daemon says on its Hold stream.
@@ -214,6 +224,13 @@ pub enum HoldMessage {
         holdings: Vec<Holding>,
         /// This ends the first, full list.
         last: bool,
+    },
+    /// An order was carried out, or not.
+    Done {
+        /// Which.
+        order: u64,
+        /// Why not.
+        error: Option<String>,
     },
     /// Tasks deleted there, each up to a version as the daemon counts them.
     Tombstones(Vec<(TaskKey, u64)>),
@@ -268,6 +285,13 @@ pub enum Event {
         host: HostId,
         /// It could not be called, or could not download.
         failed: bool,
+    },
+    /// A call for [`Effect::Copy`] has ended.
+    CopyEnded {
+        /// Which.
+        order: u64,
+        /// Why it failed.
+        error: Option<String>,
     },
     /// Time passed; asked for by the machine's deadline.
     Tick,
@@ -337,6 +361,31 @@ pub enum Ending {
     Exhausted(String),
 }
 
+/// What a host of ours is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Fetch a task and keep it as a replica, or make its copy one.
+    Replicate(TaskKey),
+    /// Delete a task up to this version, as its daemon counts them.
+    Drop(TaskKey, u64),
+}
+
+/// What a host of Dragonfly's is to do with its copy of a persistent cache task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Copy {
+    /// Fetch it as a replica.
+    Fetch {
+        /// The tag.
+        tag: Option<String>,
+        /// The application.
+        application: Option<String>,
+    },
+    /// Make the copy that is there a replica.
+    Promote,
+    /// Delete it.
+    Delete,
+}
+
 /// What the shell does, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -363,6 +412,21 @@ pub enum Effect {
         host: HostId,
         /// Where to ask.
         address: SocketAddr,
+    },
+    /// Order something of a host of ours, over its Hold. The number comes back with [`HoldMessage::Done`].
+    Order(HoldId, u64, Order),
+    /// Call a host of Dragonfly's about its copy. The number comes back with [`Event::CopyEnded`].
+    Copy {
+        /// The order.
+        order: u64,
+        /// The task.
+        task: TaskKey,
+        /// The host.
+        host: HostId,
+        /// Where to call it.
+        address: SocketAddr,
+        /// What about.
+        copy: Copy,
     },
     /// A host is forgotten.
     Forget(HostId),

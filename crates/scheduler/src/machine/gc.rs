@@ -11,6 +11,7 @@ impl Scheduler {
     /// One collection. The next is asked for by the step that runs this one.
     pub(super) fn collect(&mut self, now: Tick, out: &mut Vec<Effect>) {
         self.collect_hosts(now, out);
+        self.collect_kept(now, out);
         let keys: Vec<TaskKey> = self.tasks.keys().cloned().collect();
         for key in keys {
             let gone: Vec<PeerId> = match self.tasks.get(&key) {
@@ -29,7 +30,11 @@ impl Scheduler {
                     }
                 });
             }
-            let idle = |task: &Task| task.peers.is_empty() && now.since(task.updated) >= self.config.task_ttl;
+            let idle = |task: &Task| {
+                task.peers.is_empty()
+                    && task.keep.is_none()
+                    && now.since(task.updated) >= self.config.task_ttl
+            };
             if self.tasks.get(&key).is_some_and(idle) {
                 self.tasks.remove(&key);
                 self.dirty.remove(&key);
@@ -61,7 +66,9 @@ impl Scheduler {
             return true;
         }
         if peer.ours {
-            return !peer.is_active() && peer.pieces.is_empty() && quiet >= self.config.gc_interval;
+            // Empty content is held without pieces.
+            let holds = !peer.pieces.is_empty() || peer.persistent;
+            return !peer.is_active() && !holds && quiet >= self.config.gc_interval;
         }
         let downloads = matches!(peer.state, PeerState::Running | PeerState::BackToSource);
         let idle = peer.parents.is_empty() && peer.children.is_empty();

@@ -234,6 +234,7 @@ pub(super) mod tests {
             location: String::new(),
             max_tx_bandwidth: 1 << 30,
             tx_bandwidth: 0,
+            disk_free: None,
             disable_shared: false,
             incarnation,
         }

@@ -126,6 +126,8 @@ pub(super) struct Peer {
     pub(super) metadata_only: bool,
     /// Its URL names another resource than the task's, which only an id that is not made from the URL allows.
     pub(super) elsewhere: bool,
+    /// Its host keeps the content as a replica.
+    pub(super) persistent: bool,
     /// What it holds; over no pieces while the geometry is unknown.
     pub(super) pieces: PieceSet,
     /// What it said it holds before the geometry was known.
@@ -191,6 +193,7 @@ impl Peer {
             need_back_to_source: false,
             metadata_only: false,
             elsewhere: false,
+            persistent: false,
             pieces: PieceSet::default(),
             early: None,
             ahead: 0,

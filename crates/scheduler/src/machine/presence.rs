@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use damselfly_core::download::Learned;
-use damselfly_core::{Crc, HostId, PeerId, PieceSet, TaskKey, Tick};
+use damselfly_core::{Crc, HostId, Kind, PeerId, PieceSet, TaskKey, Tick};
 
 use super::Scheduler;
 use super::event::{Effect, Ending, HoldId, HoldMessage, Holding, HostInfo};
@@ -67,6 +67,7 @@ impl Scheduler {
             self.with(&key, now, out, |task, cx| {
                 task.seed_failed(id, cx.now);
                 task.remove(&peer, Ending::Superseded(format!("the peer is gone: {why}")), cx);
+                task.lists_anew(cx);
             });
         }
     }
@@ -182,6 +183,7 @@ impl Scheduler {
                     self.end_of_listing(&id, now, out);
                 }
             }
+            HoldMessage::Done { order, error } => self.order_done(order, error.as_deref(), now, out),
             HoldMessage::Tombstones(tasks) => {
                 for (task, generation) in tasks {
                     self.task_deleted(&id, &task, generation, false, now, out);
@@ -211,7 +213,11 @@ impl Scheduler {
             return self.task_deleted(id, &key, u64::MAX, false, now, out);
         }
         let Some(geometry) = geometry_of(holding.content_length, holding.piece_length) else { return };
-        if geometry.piece_count() == 0 {
+        let cache = key.kind == Kind::PersistentCache;
+        if geometry.piece_count() == 0 && !cache {
+            return;
+        }
+        if cache && (holding.ttl_left.is_zero() || self.is_buried(id, &key, holding.generation, now, out)) {
             return;
         }
         self.tasks.entry(key.clone()).or_insert_with(|| Task::new(key.clone(), now));
@@ -243,6 +249,9 @@ impl Scheduler {
             if told.private {
                 task.comes_from(&holding.url);
             }
+            if cache {
+                task.kept(holding.replica_target, holding.ttl_left, cx);
+            }
             task.learn(&peer, told, cx);
             let Some(count) = task.geometry.map(|geometry| geometry.piece_count()) else { return };
             let pieces = if holding.bitmap.is_empty() {
@@ -253,7 +262,7 @@ impl Scheduler {
             let crcs: Vec<(u32, Crc)> =
                 pieces.iter().skip(holding.crcs_from as usize).zip(holding.crcs).collect();
             if let Some(peer) = task.peers.get_mut(&peer) {
-                peer.updated = cx.now;
+                (peer.updated, peer.persistent) = (cx.now, holding.persistent);
                 // One of ours is judged by its CRCs alone, each time it lists them.
                 peer.suspect &= crcs.is_empty() || holding.crcs_from > 0;
                 peer.generation = Some(holding.generation);

@@ -1,7 +1,7 @@
 //! A peer registers: what it brings along, and the rules that decide before any parent is looked for.
 
 use damselfly_core::geometry::MAX_PIECES;
-use damselfly_core::{HostId, PeerId, PieceSet, Tick};
+use damselfly_core::{HostId, Kind, PeerId, PieceSet, Tick};
 
 use super::event::{Answer, Effect, Ending, PeerEvent, Priority, Register, Restate, StreamId};
 use super::leases::pieces_of;
@@ -27,6 +27,12 @@ impl Scheduler {
             return;
         }
         let key = event.task.clone();
+        let kept = self.tasks.get(&key).is_some_and(|task| task.keep.is_some() && !task.is_expired(now));
+        if key.kind == Kind::PersistentCache && !kept {
+            let why = format!("persistent cache task {} not found", key.id);
+            out.push(Effect::Close(event.stream, Ending::NotFound(why)));
+            return;
+        }
         self.tasks.entry(key.clone()).or_insert_with(|| Task::new(key.clone(), now));
         self.with(&key, now, out, |task, cx| task.register(event, cx));
     }
@@ -84,6 +90,7 @@ impl Task {
         let (ours, seed) =
             cx.hosts.get(&host).map_or((false, false), |host| (host.is_ours(), host.info.seed));
         let elsewhere = self.take_about(about);
+        let kept = self.peers.values().any(|peer| peer.host == host && peer.persistent);
         let inherited = self.absorb(&id, &host, ours, stream, cx);
         *cx.next_order += 1;
         let mut peer = Peer::new(id.clone(), host.clone(), ours, cx.now);
@@ -95,6 +102,7 @@ impl Task {
         peer.need_back_to_source = register.need_back_to_source;
         peer.metadata_only = register.metadata_only;
         peer.elsewhere = elsewhere;
+        peer.persistent = register.persistent || kept;
         peer.list_dirty = true;
         self.insert(peer, cx);
         cx.streams.insert(stream, Seat::Peer(self.key.clone(), id.clone()));

@@ -75,6 +75,7 @@ impl Task {
             }
         }
         self.refuse_hopeless(cx);
+        self.replicate(cx);
     }
 
     /// Ends what has run out: leases, whole-task leaves, blocks, a seed's time to register.
@@ -398,6 +399,7 @@ impl Task {
             self.coverage.deadline(silent),
             self.whole.values().min().copied(),
             self.seeding.as_ref().and_then(|seeding| seeding.until),
+            self.keep_deadline(cx),
         ];
         let grace = self.grace(cx);
         let granting = self.geometry.is_none() || !self.coverage.free().is_empty();

@@ -9,6 +9,7 @@ use damselfly_core::{Geometry, PeerId, PieceSet, TaskKey, Tick};
 use super::Cx;
 use super::costs::Costs;
 use super::event::{About, Answer, Effect, Ending};
+use super::keep::Keep;
 use super::leases::Coverage;
 use super::ledger::Ledger;
 use super::peers::{Peer, PeerState, Step};
@@ -46,6 +47,8 @@ impl TaskState {
 pub(super) struct Task {
     pub(super) key: TaskKey,
     pub(super) about: About,
+    /// Of a persistent cache task: what is to be kept of it.
+    pub(super) keep: Option<Box<Keep>>,
     /// Where private content comes from, as a host that holds it says: counts while nobody has said what the task is about.
     pub(super) place: Option<String>,
     pub(super) state: TaskState,
@@ -81,6 +84,7 @@ impl Task {
         Self {
             key,
             about: About::default(),
+            keep: None,
             place: None,
             state: TaskState::Pending,
             learned: None,

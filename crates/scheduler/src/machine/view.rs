@@ -45,6 +45,8 @@ pub struct PeerView {
     pub range: Option<ByteRange>,
     /// It was told to ask the origin.
     pub need_back_to_source: bool,
+    /// Its host keeps the content as a replica.
+    pub persistent: bool,
     /// The pieces it holds.
     pub pieces: Vec<u32>,
     /// Pieces it has leave to fetch from the origin and has not finished.
@@ -109,6 +111,7 @@ fn peer_view(task: &Task, peer: &Peer) -> PeerView {
         priority: peer.priority,
         range: peer.range,
         need_back_to_source: peer.need_back_to_source || task.whole.contains_key(&peer.id),
+        persistent: peer.persistent,
         pieces: peer.pieces.iter().collect(),
         leased: task.coverage.unfinished(&peer.id),
         parents: peer.parents.len(),

@@ -41,6 +41,7 @@ pub(super) fn host(host: &common::Host, address: SocketAddr) -> HostInfo {
         location: network.location.unwrap_or_default(),
         max_tx_bandwidth: network.max_tx_bandwidth,
         tx_bandwidth: network.tx_bandwidth.unwrap_or(0),
+        disk_free: host.disk.as_ref().map(|disk| disk.free),
         disable_shared: host.disable_shared,
         incarnation: host.incarnation,
     }
@@ -128,12 +129,18 @@ fn register(download: &common::Download, restate: Option<ours::Restate>) -> Regi
         disable_back_to_source: download.disable_back_to_source,
         need_back_to_source: download.need_back_to_source,
         metadata_only: download.metadata_only,
-        restate: restate.map(|restate| Restate {
-            leases: restate.leases.into_iter().map(lease).collect(),
-            bitmap: restate.bitmap,
-            generation: restate.generation,
-            validator: validator(restate.validator),
-        }),
+        persistent: false,
+        restate: restate.map(restated),
+    }
+}
+
+/// What a peer brings along from a stream that broke.
+pub(super) fn restated(restate: ours::Restate) -> Restate {
+    Restate {
+        leases: restate.leases.into_iter().map(lease).collect(),
+        bitmap: restate.bitmap,
+        generation: restate.generation,
+        validator: validator(restate.validator),
     }
 }
 
@@ -205,6 +212,9 @@ pub(super) fn holding(holding: ours::Holding) -> Result<Holding, Status> {
         validator: validator(holding.validator),
         private: holding.private,
         url: holding.url,
+        persistent: holding.persistent,
+        replica_target: holding.replica_target.into(),
+        ttl_left: holding.ttl_left.and_then(duration).unwrap_or_default(),
     })
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use damselfly_api::damselfly::v1 as ours;
+use damselfly_core::{Kind, TaskKey};
 use ours::hold_request::Request;
 use ours::hold_response::Response as Reply;
 use tokio::sync::oneshot;
@@ -11,7 +12,7 @@ use tonic::{Response, Status, Streaming};
 
 use super::stream::outlet;
 use super::{Face, SchedulerService, convert, validate};
-use crate::machine::{Event, HoldId, HoldMessage};
+use crate::machine::{Event, HoldId, HoldMessage, Order};
 
 #[tonic::async_trait]
 impl ours::cluster_server::Cluster for Face {
@@ -96,7 +97,13 @@ impl SchedulerService {
                 self.take_host(host, Event::Hold(hold, HoldMessage::Hello(Box::new(info))));
                 return Ok(());
             }
-            Request::Beat(_) | Request::Done(_) => HoldMessage::Beat,
+            Request::Beat(_) => HoldMessage::Beat,
+            Request::Done(ours::Done { order, error }) => {
+                if let Some(why) = &error {
+                    tracing::info!(order, why, "an order was not carried out");
+                }
+                HoldMessage::Done { order, error }
+            }
             Request::Holdings(ours::Holdings { holdings, last }) => {
                 let holdings = holdings.into_iter().map(convert::holding).collect::<Result<_, _>>()?;
                 HoldMessage::Holdings { holdings, last }
@@ -112,4 +119,26 @@ impl SchedulerService {
         self.step(Event::Hold(hold, message));
         Ok(())
     }
+}
+
+/// An order as it goes out.
+pub(super) fn order(order: u64, what: Order) -> ours::HoldResponse {
+    let kind = |task: &TaskKey| match task.kind {
+        Kind::Standard => ours::TaskKind::Standard.into(),
+        Kind::PersistentCache => ours::TaskKind::PersistentCache.into(),
+        Kind::Cache => ours::TaskKind::Cache.into(),
+    };
+    let response = match what {
+        Order::Replicate(task) => Reply::Replicate(ours::Replicate {
+            order,
+            kind: kind(&task),
+            id: task.id.to_string(),
+            // Its announce stream names them, and goes on naming them.
+            parents: Vec::new(),
+        }),
+        Order::Drop(task, generation) => {
+            Reply::Drop(ours::Drop { order, kind: kind(&task), id: task.id.to_string(), generation })
+        }
+    };
+    ours::HoldResponse { response: Some(response) }
 }

@@ -4,8 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use damselfly_api::common::v2::Download;
-use damselfly_api::dfdaemon::v2::DownloadTaskRequest;
 use damselfly_api::dfdaemon::v2::dfdaemon_upload_client::DfdaemonUploadClient;
+use damselfly_api::dfdaemon::v2::{
+    DeletePersistentCacheTaskRequest, DownloadPersistentCacheTaskRequest, DownloadTaskRequest,
+    UpdatePersistentCacheTaskRequest,
+};
+use damselfly_core::TaskId;
 use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -16,11 +20,13 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::machine::Copy;
+
 /// How long a connection may take to come up.
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long a host may take to say that it is healthy.
 const HEALTH: Duration = Duration::from_secs(3);
-/// How long a seed may be silent while it downloads.
+/// How long a daemon may be silent while it downloads.
 const SEED_SILENCE: Duration = Duration::from_secs(360);
 /// Calls under way at once.
 const CALLS: usize = 256;
@@ -40,7 +46,7 @@ pub enum OutboundError {
         source: tonic::transport::Error,
     },
     /// The host refused or failed.
-    #[error("the seed at {address} failed the download")]
+    #[error("the daemon at {address} failed what it was asked to do: {}", source.message())]
     Failed {
         /// Which host.
         address: SocketAddr,
@@ -48,11 +54,20 @@ pub enum OutboundError {
         source: Status,
     },
     /// The host says nothing.
-    #[error("the seed at {address} was silent for {SEED_SILENCE:?}")]
+    #[error("the daemon at {address} was silent for {SEED_SILENCE:?}")]
     Silent {
         /// Which host.
         address: SocketAddr,
     },
+}
+
+/// What a daemon is to do with its copy of a persistent cache task.
+#[derive(Clone, Debug)]
+pub struct CopyCall {
+    /// The task.
+    pub task: TaskId,
+    /// What.
+    pub copy: Copy,
 }
 
 /// How a scheduler reaches hosts.
@@ -63,6 +78,9 @@ pub trait Outbound: Send + Sync + 'static {
         address: SocketAddr,
         download: Download,
     ) -> BoxFuture<'_, Result<(), OutboundError>>;
+
+    /// Has Dragonfly's daemon at `address` do something with its copy of a persistent cache task; completes when it has.
+    fn copy(&self, address: SocketAddr, call: CopyCall) -> BoxFuture<'_, Result<(), OutboundError>>;
 
     /// Whether the daemon at `address` answers and is healthy. Completes within a few seconds.
     fn probe(&self, address: SocketAddr) -> BoxFuture<'_, bool>;
@@ -104,6 +122,48 @@ impl Outbound for GrpcOutbound {
             // The seed registers itself and speaks for itself; here only the end matters.
             while timeout(SEED_SILENCE, responses.message()).await.map_err(silent)?.map_err(failed)?.is_some()
             {
+            }
+            Ok(())
+        })
+    }
+
+    fn copy(&self, address: SocketAddr, call: CopyCall) -> BoxFuture<'_, Result<(), OutboundError>> {
+        Box::pin(async move {
+            let _permit = self.calls.acquire().await;
+            let channel = connect(address).await?;
+            let mut client = DfdaemonUploadClient::new(channel).max_decoding_message_size(super::MAX_MESSAGE);
+            let failed = |source| OutboundError::Failed { address, source };
+            let silent = |_| OutboundError::Silent { address };
+            let task_id = call.task.to_string();
+            match call.copy {
+                Copy::Fetch { tag, application } => {
+                    let request = DownloadPersistentCacheTaskRequest {
+                        task_id,
+                        persistent: true,
+                        tag,
+                        application,
+                        ..DownloadPersistentCacheTaskRequest::default()
+                    };
+                    let call = timeout(SEED_SILENCE, client.download_persistent_cache_task(request));
+                    let mut responses = call.await.map_err(silent)?.map_err(failed)?.into_inner();
+                    while timeout(SEED_SILENCE, responses.message())
+                        .await
+                        .map_err(silent)?
+                        .map_err(failed)?
+                        .is_some()
+                    {}
+                }
+                Copy::Promote => {
+                    let request =
+                        UpdatePersistentCacheTaskRequest { task_id, persistent: true, remote_ip: None };
+                    let call = timeout(SEED_SILENCE, client.update_persistent_cache_task(request));
+                    call.await.map_err(silent)?.map_err(failed)?;
+                }
+                Copy::Delete => {
+                    let request = DeletePersistentCacheTaskRequest { task_id, remote_ip: None };
+                    let call = timeout(SEED_SILENCE, client.delete_persistent_cache_task(request));
+                    call.await.map_err(silent)?.map_err(failed)?;
+                }
             }
             Ok(())
         })

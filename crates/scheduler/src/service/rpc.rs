@@ -15,7 +15,7 @@ use crate::machine::Event;
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(300);
 
 const CACHE: &str = "cache tasks are not scheduled by this scheduler; use a standard task";
-const PERSISTENT: &str = "persistent and persistent cache tasks are not scheduled by this scheduler";
+const PERSISTENT: &str = "persistent tasks are not scheduled by this scheduler; use a persistent cache task";
 const PREHEAT: &str = "this scheduler does not preheat; download the content on a seed instead";
 
 /// The implementation from its two halves: what is served, and what answers UNIMPLEMENTED with the reason.
@@ -120,6 +120,66 @@ scheduler! {
             self.0.step(Event::HostLeft(host));
             Ok(Response::new(()))
         }
+
+        async fn announce_persistent_cache_peer(
+            &self,
+            request: Request<Streaming<api::AnnouncePersistentCachePeerRequest>>,
+        ) -> Result<Response<BoxStream<api::AnnouncePersistentCachePeerResponse>>, Status> {
+            self.0.open_persistent_cache_announce(request.into_inner())
+        }
+
+        async fn stat_persistent_cache_peer(
+            &self,
+            request: Request<api::StatPersistentCachePeerRequest>,
+        ) -> Result<Response<common::PersistentCachePeer>, Status> {
+            let request = request.into_inner();
+            self.0.stat_kept_peer(&request.host_id, &request.task_id, &request.peer_id).map(Response::new)
+        }
+
+        async fn delete_persistent_cache_peer(
+            &self,
+            request: Request<api::DeletePersistentCachePeerRequest>,
+        ) -> Result<Response<()>, Status> {
+            let request = request.into_inner();
+            self.0.delete_kept_peer(&request.host_id, &request.task_id, &request.peer_id).map(Response::new)
+        }
+
+        async fn upload_persistent_cache_task_started(
+            &self,
+            request: Request<api::UploadPersistentCacheTaskStartedRequest>,
+        ) -> Result<Response<()>, Status> {
+            self.0.upload_started(request.into_inner()).map(Response::new)
+        }
+
+        async fn upload_persistent_cache_task_finished(
+            &self,
+            request: Request<api::UploadPersistentCacheTaskFinishedRequest>,
+        ) -> Result<Response<common::PersistentCacheTask>, Status> {
+            self.0.upload_finished(request.into_inner()).await.map(Response::new)
+        }
+
+        async fn upload_persistent_cache_task_failed(
+            &self,
+            request: Request<api::UploadPersistentCacheTaskFailedRequest>,
+        ) -> Result<Response<()>, Status> {
+            self.0.upload_failed(&request.into_inner()).map(Response::new)
+        }
+
+        async fn stat_persistent_cache_task(
+            &self,
+            request: Request<api::StatPersistentCacheTaskRequest>,
+        ) -> Result<Response<common::PersistentCacheTask>, Status> {
+            let request = request.into_inner();
+            self.0.stat_kept(&request.host_id, &request.task_id).map(Response::new)
+        }
+
+        async fn delete_persistent_cache_task(
+            &self,
+            request: Request<api::DeletePersistentCacheTaskRequest>,
+        ) -> Result<Response<()>, Status> {
+            let request = request.into_inner();
+            self.0.delete_kept(&request.host_id, &request.task_id).map(Response::new)
+        }
     }
     refuses {
         announce_cache_peer(Streaming<api::AnnounceCachePeerRequest>) -> BoxStream<api::AnnounceCachePeerResponse>, CACHE;
@@ -135,14 +195,6 @@ scheduler! {
         upload_persistent_task_failed(api::UploadPersistentTaskFailedRequest) -> (), PERSISTENT;
         stat_persistent_task(api::StatPersistentTaskRequest) -> common::PersistentTask, PERSISTENT;
         delete_persistent_task(api::DeletePersistentTaskRequest) -> (), PERSISTENT;
-        announce_persistent_cache_peer(Streaming<api::AnnouncePersistentCachePeerRequest>) -> BoxStream<api::AnnouncePersistentCachePeerResponse>, PERSISTENT;
-        stat_persistent_cache_peer(api::StatPersistentCachePeerRequest) -> common::PersistentCachePeer, PERSISTENT;
-        delete_persistent_cache_peer(api::DeletePersistentCachePeerRequest) -> (), PERSISTENT;
-        upload_persistent_cache_task_started(api::UploadPersistentCacheTaskStartedRequest) -> (), PERSISTENT;
-        upload_persistent_cache_task_finished(api::UploadPersistentCacheTaskFinishedRequest) -> common::PersistentCacheTask, PERSISTENT;
-        upload_persistent_cache_task_failed(api::UploadPersistentCacheTaskFailedRequest) -> (), PERSISTENT;
-        stat_persistent_cache_task(api::StatPersistentCacheTaskRequest) -> common::PersistentCacheTask, PERSISTENT;
-        delete_persistent_cache_task(api::DeletePersistentCacheTaskRequest) -> (), PERSISTENT;
         preheat_image(api::PreheatImageRequest) -> (), PREHEAT;
         stat_image(api::StatImageRequest) -> api::StatImageResponse, PREHEAT;
         preheat_file(api::PreheatFileRequest) -> (), PREHEAT;

@@ -19,9 +19,14 @@ pub(super) fn given<'a>(field: &str, value: &'a str) -> Result<&'a str, Status> 
 
 /// The key of a standard task.
 pub(super) fn task(field: &str, id: &str) -> Result<TaskKey, Status> {
+    task_of(Kind::Standard, field, id)
+}
+
+/// The key of a task.
+pub(super) fn task_of(kind: Kind, field: &str, id: &str) -> Result<TaskKey, Status> {
     given(field, id)?;
     let id = TaskId::parse(id).map_err(|error| invalid(field, &error.to_string()))?;
-    Ok(TaskKey { kind: Kind::Standard, id })
+    Ok(TaskKey { kind, id })
 }
 
 fn port(field: &str, port: i32) -> Result<u16, Status> {

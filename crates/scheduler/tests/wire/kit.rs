@@ -9,7 +9,7 @@ use damselfly_api::damselfly::v1 as ours;
 use damselfly_api::damselfly::v1::cluster_client::ClusterClient;
 use damselfly_api::scheduler::v2 as scheduler;
 use damselfly_scheduler::machine;
-use damselfly_scheduler::service::{Config, Outbound, OutboundError, SchedulerService};
+use damselfly_scheduler::service::{Config, CopyCall, Outbound, OutboundError, SchedulerService};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use scheduler::announce_peer_request::Request;
@@ -29,6 +29,7 @@ pub(crate) const MIB: u64 = 1 << 20;
 #[derive(Default)]
 pub(crate) struct Recorder {
     pub(crate) seeds: Mutex<Vec<(SocketAddr, common::Download)>>,
+    pub(crate) copies: Mutex<Vec<(SocketAddr, CopyCall)>>,
     pub(crate) fail: bool,
 }
 
@@ -44,6 +45,12 @@ impl Outbound for Recorder {
         }
         // It lasts as long as the seed's download.
         Box::pin(std::future::pending())
+    }
+
+    fn copy(&self, address: SocketAddr, call: CopyCall) -> BoxFuture<'_, Result<(), OutboundError>> {
+        self.copies.lock().push((address, call));
+        let fail = self.fail;
+        Box::pin(async move { if fail { Err(OutboundError::Silent { address }) } else { Ok(()) } })
     }
 
     fn probe(&self, _: SocketAddr) -> BoxFuture<'_, bool> {

@@ -26,6 +26,9 @@ pub(super) fn holding(pieces: u32, held: &[u32]) -> Holding {
         validator: learned(pieces, "v1").validator,
         private: false,
         url: String::new(),
+        persistent: false,
+        replica_target: 0,
+        ttl_left: Duration::from_secs(3600),
     }
 }
 
