@@ -24,11 +24,12 @@ use self::outcome::{Copy, Outcome};
 use self::show::Show;
 use self::stage::Stage;
 use super::args::Demo;
-use crate::dfget::plan::{FileOutput, Output, Plan};
+use crate::dfget::plan::Plan;
 use crate::dfget::{self, receipt::Delivery};
 use crate::endpoint::{self, Daemon};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::output::{FileOutput, Output};
 use crate::progress::Progress;
 use crate::signals::Signals;
 

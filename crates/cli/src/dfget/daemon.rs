@@ -13,14 +13,16 @@ use damselfly_core::RangeSpec;
 use tonic::{Code, Request, Status, Streaming};
 use tracing::{debug, info};
 
-use super::plan::{FileOutput, Output, Plan};
-use super::receipt::{Delivery, Sources, Transfer};
+use super::plan::Plan;
+use super::receipt::Delivery;
 use super::socket;
 use super::story::{News, Story, StoryError};
-use super::ticker::Ticker;
 use crate::endpoint::{At, Daemon};
 use crate::exit::Exit;
 use crate::failure::{Failure, Reason};
+use crate::output::{FileOutput, Output};
+use crate::ticker::Ticker;
+use crate::transfer::{Sources, Transfer};
 
 pub(super) const TITLE: &str = "Downloading Failed!";
 /// Our daemon says so in its answers' metadata; then it keeps the output clean itself.

@@ -2,44 +2,11 @@
 
 use std::time::Duration;
 
-use damselfly_api::damselfly::v1 as local;
-
-use super::plan::{Output, Plan};
+use super::plan::Plan;
 use crate::endpoint::At;
+use crate::output::Output;
+use crate::transfer::{self, Sources, Transfer};
 use crate::units;
-
-/// Bytes by where they came from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sources {
-    /// From the origin.
-    pub origin: u64,
-    /// From other hosts.
-    pub peers: u64,
-    /// Held by the daemon before.
-    pub local: u64,
-    /// Hosts that bytes came from.
-    pub parents: usize,
-}
-
-impl From<&local::Receipt> for Sources {
-    fn from(receipt: &local::Receipt) -> Self {
-        Self {
-            origin: receipt.origin_bytes,
-            peers: receipt.peer_bytes,
-            local: receipt.local_bytes,
-            parents: receipt.parents.len(),
-        }
-    }
-}
-
-/// Which way the content took to its output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transfer {
-    /// `path` (the daemon wrote it) or `stream` (through the daemon's socket).
-    pub mode: String,
-    /// Why, for people; may be empty.
-    pub reason: String,
-}
 
 /// What a download delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,38 +54,15 @@ impl Receipt<'_> {
     #[must_use]
     pub fn text(&self) -> String {
         let Delivery { bytes, sources, transfer, .. } = self.delivery;
-        let speed = units::rate(*bytes, self.elapsed).map(|rate| format!(" ({}/s)", units::bytes(rate)));
-        let mut text = format!(
-            "{} → {}: {} in {}{}, verified\n",
-            self.plan.name,
-            self.output(),
-            units::bytes(*bytes),
-            units::duration(self.elapsed),
-            speed.unwrap_or_default(),
-        );
-        if let Some(sources) = sources {
-            let parents = match sources.parents {
-                0 => String::new(),
-                1 => " (1 parent)".to_owned(),
-                many => format!(" ({many} parents)"),
-            };
-            text.push_str(&format!(
-                "  origin {}, peers {}{parents}, local cache {}\n",
-                units::bytes(sources.origin),
-                units::bytes(sources.peers),
-                units::bytes(sources.local),
-            ));
-        }
-        let way = match transfer.mode.as_str() {
-            "path" if matches!(self.at, At::Here(_)) => "written without a daemon",
-            "path" => "written by the daemon (path)",
-            "stream" => "through the daemon's socket (stream)",
-            "fd" => "through a descriptor (fd)",
-            other => other,
-        };
-        let reason =
-            if transfer.reason.is_empty() { String::new() } else { format!(": {}", transfer.reason) };
-        text.push_str(&format!("  {way}{reason}\n"));
+        let summary = transfer::summary(*bytes, self.elapsed);
+        let mut text = format!("{} → {}: {summary}, verified\n", self.plan.name, self.output());
+        text.push_str(&sources.as_ref().map(Sources::line).unwrap_or_default());
+        let here = matches!(self.at, At::Here(_));
+        text.push_str(&transfer.line(if here {
+            "written without a daemon"
+        } else {
+            "written by the daemon (path)"
+        }));
         text
     }
 

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod alone;
+mod cached;
 mod demo;
+mod dfcache;
 mod dfctl;
 mod dfget;
 mod fake;
