@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod config;
+mod export;
 mod import;
 mod known;
 mod receipt;
@@ -77,13 +78,16 @@ async fn attempt(args: &Args) -> Result<String, Failure> {
     if let Command::Import(import) = &args.command {
         return import::run(import, &settings, args.json).await.map(|()| String::new());
     }
+    if let Command::Export(export) = &args.command {
+        return export::run(export, &settings, args.json).await.map(|()| String::new());
+    }
     let channel = endpoint::connect(settings.endpoint.value.as_deref()).await?.channel;
     match &args.command {
         Command::Stat(stat) => known::stat(channel, title, &stat.id, args.json).await,
         Command::Ls(_) => known::list(channel, title, args.json).await,
         Command::Rm(rm) => known::remove(channel, title, &rm.id, args.json).await,
-        Command::Export(_) => Err(failed(&"this dfcache imports only")),
-        Command::Import(_) | Command::Config => Ok(String::new()),
+        // Done above.
+        Command::Import(_) | Command::Export(_) | Command::Config => Ok(String::new()),
     }
 }
 

@@ -5,7 +5,6 @@ pub mod args;
 mod daemon;
 mod part_dir;
 pub mod plan;
-pub mod receipt;
 mod socket;
 mod story;
 
@@ -18,7 +17,6 @@ use self::alone::Alone;
 use self::args::{Args, DaemonUse};
 use self::part_dir::PartDir;
 use self::plan::Plan;
-use self::receipt::{Delivery, Receipt};
 use crate::client::{Limits, print_json};
 use crate::endpoint;
 use crate::endpoint::Daemon;
@@ -27,6 +25,7 @@ use crate::failure::Failure;
 use crate::logging::{self, Sink};
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::receipt::{Delivery, Receipt};
 use crate::ticker::Ticker;
 
 /// Runs dfget. Needs a multi-threaded runtime.
@@ -67,7 +66,14 @@ async fn attempt(args: &Args, to_stdout: bool) -> Result<(), Failure> {
         limits.unless_signalled(resumes, alone.end(outcome.as_ref().err())).await?;
     }
     let delivery = outcome?;
-    let receipt = Receipt { plan: &plan, delivery: &delivery, at: &daemon.at, elapsed: started.elapsed() };
+    let receipt = Receipt {
+        name: &plan.name,
+        url: Some(&plan.url),
+        output: &plan.output,
+        delivery: &delivery,
+        at: &daemon.at,
+        elapsed: started.elapsed(),
+    };
     if args.json {
         print_json(&receipt.json(), to_stdout);
     } else {

@@ -18,6 +18,14 @@ use crate::failure::Failure;
 /// A unix socket connects at once or never; the time is for a daemon whose backlog is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Our daemon says so in its answers' metadata; then it keeps the output clean itself.
+const OURS_KEY: &str = "x-damselfly";
+
+/// Whether the daemon that answered with this metadata is one of ours.
+pub(crate) fn is_ours(metadata: &tonic::metadata::MetadataMap) -> bool {
+    metadata.contains_key(OURS_KEY)
+}
+
 /// An open connection to a daemon, or to the engine in this process.
 #[derive(Clone, Debug)]
 pub struct Daemon {
@@ -67,6 +75,14 @@ impl std::fmt::Display for ConnectError {
         for (socket, why) in &self.tried {
             write!(f, "{separator}can not connect {why}, please check the unix socket {}", socket.display())?;
             separator = "; ";
+        }
+        let denied = |(_, why): &(PathBuf, io::Error)| why.kind() == io::ErrorKind::PermissionDenied;
+        if self.tried.iter().any(denied) {
+            let uid = rustix::process::geteuid().as_raw();
+            return write!(
+                f,
+                "; a daemon's socket does not permit uid {uid}: its owner may open it (download.server.socketMode)"
+            );
         }
         f.write_str("; start dfdaemon, or name its socket with -e")
     }

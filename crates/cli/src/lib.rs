@@ -17,6 +17,7 @@ pub mod output;
 pub mod part;
 pub mod progress;
 mod reading;
+pub mod receipt;
 pub mod report;
 pub mod signals;
 mod stdout;

@@ -112,3 +112,26 @@ impl Output {
         Ok(Output::File(FileOutput { path, overwrite, existed }))
     }
 }
+
+/// Removes what a foreign daemon left at an output that was not there before. Ours leaves nothing itself.
+pub(crate) struct Leftover<'a> {
+    path: &'a Path,
+    /// Whether there is something to remove.
+    pub(crate) armed: bool,
+}
+
+impl<'a> Leftover<'a> {
+    /// Nothing is to be removed yet.
+    pub(crate) fn new(path: &'a Path) -> Self {
+        Self { path, armed: false }
+    }
+}
+
+impl Drop for Leftover<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            // Nothing there is what is wanted.
+            let _removed = std::fs::remove_file(self.path);
+        }
+    }
+}

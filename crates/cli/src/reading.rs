@@ -1,5 +1,7 @@
 //! Content that a daemon streams in order: checked as it comes, and handed to whoever writes it.
 
+use std::time::Duration;
+
 use damselfly_api::dfdaemon::v2::read_persistent_cache_task_response::Response;
 use damselfly_api::dfdaemon::v2::{
     ReadPersistentCacheTaskFinished, ReadPersistentCacheTaskResponse, ReadPersistentCacheTaskStarted,
@@ -11,6 +13,7 @@ use tonic::Status;
 
 use crate::failure::Failure;
 use crate::ticker::Ticker;
+use crate::units;
 
 /// Where the content goes. Its calls may block.
 pub(crate) trait Sink {
@@ -44,6 +47,8 @@ pub(crate) enum ReadError {
     Early,
     #[error("unknown download incomplete: {came} of {length} bytes came; run the command again")]
     Incomplete { came: u64, length: u64 },
+    #[error("nothing came from the daemon for {}; run the command again", units::duration(*.0))]
+    Silent(Duration),
     #[error(transparent)]
     Range(#[from] RangeError),
     #[error(transparent)]
@@ -52,17 +57,20 @@ pub(crate) enum ReadError {
     Sink(#[from] Failure),
 }
 
-/// Reads `stream`, which carries `wanted`, to its end.
+/// Reads `stream`, which carries `wanted`, to its end; nothing may come for as long as `idle`.
 pub(crate) async fn read(
     mut stream: FrameReader<ReadPersistentCacheTaskResponse>,
     wanted: RangeSpec,
+    idle: Duration,
     sink: &mut impl Sink,
     ticker: &mut Ticker,
 ) -> Result<Content, ReadError> {
     let mut started: Option<(ReadPersistentCacheTaskStarted, Option<ByteRange>)> = None;
     let mut finished = None;
     let mut bytes = 0;
-    while let Some(incoming) = ticker.beside(stream.next()).await? {
+    loop {
+        let next = ticker.beside(tokio::time::timeout(idle, stream.next())).await;
+        let Some(incoming) = next.map_err(|_elapsed| ReadError::Silent(idle))?? else { break };
         match incoming {
             Incoming::Begin { .. } if started.is_none() => return Err(ReadError::BeforeStart),
             // The chunk's message: its content has come.

@@ -96,7 +96,11 @@ impl Plan {
         }
         let path = format!("{} path", settings.transfer.origin);
         if args.path == Path::new("-") {
-            return Err(Invalid::Pipe { given: path, source_name: "stdin".to_owned() });
+            // What a file says for every import gives way to what this one needs.
+            return match settings.transfer.origin {
+                Origin::File(_) => Ok(()),
+                _ => Err(Invalid::Pipe { given: path, source_name: "stdin".to_owned() }),
+            };
         }
         // The call that names a path has no room for these.
         if settings.content_id.value != ContentId::Sha256 {
@@ -115,9 +119,13 @@ impl Plan {
         let asked = settings.transfer.origin != Origin::Default;
         let transfer_asked =
             asked.then(|| format!("{} {}", settings.transfer.origin, settings.transfer.value));
-        if source.path().is_none() && settings.transfer.value == TransferMode::Path {
-            let given = transfer_asked.unwrap_or_default();
-            return Err(Invalid::Pipe { given, source_name: source.name });
+        let mut transfer = settings.transfer.value;
+        if source.path().is_none() && transfer == TransferMode::Path {
+            if !matches!(settings.transfer.origin, Origin::File(_)) {
+                let given = transfer_asked.unwrap_or_default();
+                return Err(Invalid::Pipe { given, source_name: source.name });
+            }
+            transfer = TransferMode::Auto;
         }
         Ok(Self {
             source,
@@ -133,7 +141,7 @@ impl Plan {
                 Ack::Count(count) => count,
                 Ack::All => u32::try_from(args.persistent_replica_count).unwrap_or(u32::MAX),
             },
-            transfer: settings.transfer.value,
+            transfer,
             transfer_asked,
             buffer: settings.buffer_size.value,
             idle: settings.idle_timeout.value,

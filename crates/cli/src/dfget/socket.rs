@@ -16,7 +16,6 @@ use tonic::{Code, Status};
 
 use super::daemon::{TITLE, delivery, log_piece, log_start};
 use super::plan::Plan;
-use super::receipt::Delivery;
 use super::story::{News, Story, StoryError};
 use crate::endpoint::Daemon;
 use crate::exit::Exit;
@@ -24,6 +23,7 @@ use crate::failure::Failure;
 use crate::output::FileOutput;
 use crate::part::Part;
 use crate::reading::{self, Content, ReadError};
+use crate::receipt::Delivery;
 use crate::stdout::Stdout;
 use crate::ticker::Ticker;
 use crate::transfer::{Sources, Transfer};
@@ -178,11 +178,13 @@ pub(super) async fn to_stdout(
     let stream = ticker.beside(call).await.map_err(failed)?;
     let mut stdout = Stdout::open()?;
     let Content { started, finished, bytes } =
-        reading::read(stream, plan.range, &mut stdout, ticker).await.map_err(|why| match why {
-            ReadError::Call(status) => failed(status),
-            ReadError::Sink(failure) => failure,
-            other => wrong(&other.to_string()),
-        })?;
+        reading::read(stream, plan.range, plan.timeout, &mut stdout, ticker).await.map_err(
+            |why| match why {
+                ReadError::Call(status) => failed(status),
+                ReadError::Sink(failure) => failure,
+                other => wrong(&other.to_string()),
+            },
+        )?;
     Ok(Delivery {
         task_id: started.task_id,
         host_id: started.host_id,

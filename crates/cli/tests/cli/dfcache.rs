@@ -174,3 +174,150 @@ async fn a_refusal_is_told_on_stderr_so_that_stdout_is_only_the_id() {
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(6), ""), "{ended:?}");
     assert!(ended.stderr.contains("Importing Failed!\n") && ended.stderr.contains("dfcache rm"), "{ended:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_connection_is_gone_on_from() {
+    let content = content(5 * MIB + 11);
+    let fake = fake(Cached::writing([Write::Cut(2 * MIB), Write::Cut(4 * MIB), Write::Take]));
+    let path = file(&fake, &content);
+    let ended = fake.dfcache(&["import", path.to_str().unwrap()]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), &*format!("{TASK_ID}\n")), "{ended:?}");
+    assert!(fake.script.cache.upload() == content);
+    let begun = fake.script.cache.begun.lock().unwrap();
+    let offsets: Vec<u64> = begun.iter().map(|begun| begun.offset).collect();
+    assert_eq!(offsets, [0, 2 * MIB as u64, 4 * MIB as u64]);
+    assert!(ended.stderr.contains("going on at 2.0 MiB"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_again_and_again_ends_it_and_the_next_run_goes_on() {
+    let content = content(6 * MIB);
+    let cuts = (1..=4).map(|mib| Write::Cut(mib * MIB)).chain([Write::Take]);
+    let fake = fake(Cached::writing(cuts));
+    let path = file(&fake, &content);
+    let ended = fake.dfcache(&["import", path.to_str().unwrap()]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""), "{ended:?}");
+    assert!(ended.stderr.contains("it goes on where this one ended"), "{ended:?}");
+    assert_eq!(fake.script.cache.begun.lock().unwrap().len(), 4, "once, and three times again");
+
+    let ended = fake.dfcache(&["import", path.to_str().unwrap(), "--json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((json["resumed_at"].clone(), json["bytes"].clone()), ((4 * MIB).into(), (6 * MIB).into()));
+    assert!(fake.script.cache.upload() == content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_terms_are_another_upload() {
+    let fake = fake(Cached::writing([Write::Take, Write::Take]));
+    let path = file(&fake, b"content");
+    let path = path.to_str().unwrap();
+    fake.dfcache(&["import", path]).await;
+    let ended = fake.dfcache(&["import", path, "--content-for-calculating-task-id", "x"]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(fake.script.cache.uploads.lock().unwrap().len(), 2);
+    let begun = fake.script.cache.begun.lock().unwrap();
+    assert_eq!(begun[1].content_for_calculating_task_id.as_deref(), Some("x"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_is_not_sent_twice() {
+    let fake = fake(Cached::writing([Write::Cut(MIB), Write::Take]));
+    let ended = piped(&fake, &[], &content(3 * MIB)).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""), "{ended:?}");
+    assert!(ended.stderr.contains("a pipe cannot be sent again"), "{ended:?}");
+    assert_eq!(fake.script.cache.begun.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_without_streams_reads_the_file_itself() {
+    let fake = fake(Cached::default());
+    let path = file(&fake, b"content");
+    for arguments in [&[][..], &["--stream-mode"]] {
+        let all = [&["import", path.to_str().unwrap(), "--tag", "t"], arguments].concat();
+        let ended = fake.dfcache(&all).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), &*format!("{TASK_ID}\n")), "{ended:?}");
+        let warnings: Vec<_> = ended.stderr.lines().filter(|line| line.starts_with("dfcache:")).collect();
+        assert_eq!(warnings.len(), 1, "{ended:?}");
+        assert!(
+            warnings[0].contains("takes no streams (unknown method WritePersistentCacheTask)"),
+            "{ended:?}"
+        );
+        assert!(
+            ended.stderr.contains("read by the daemon (path): this daemon takes no streams"),
+            "{ended:?}"
+        );
+    }
+    let paths = fake.script.cache.paths.lock().unwrap();
+    assert_eq!((paths.len(), paths[0].path.as_str()), (2, path.to_str().unwrap()));
+    assert_eq!((paths[0].tag.as_deref(), paths[0].persistent_replica_count), (Some("t"), 2));
+    assert_eq!((paths[0].ttl.unwrap().seconds, paths[0].timeout.unwrap().seconds), (3600, 1800));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_streams_can_do_is_not_dropped_in_silence() {
+    let fake = fake(Cached::default());
+    let ended = piped(&fake, &[], b"content").await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:?}");
+    assert!(ended.stderr.contains("import a file instead of a pipe"), "{ended:?}");
+    let path = file(&fake, b"content");
+    let ended = fake.dfcache(&["import", path.to_str().unwrap(), "--ack", "2"]).await;
+    assert!(ended.code == Some(1) && ended.stderr.contains("leave --ack out"), "{ended:?}");
+    let ended = fake.dfcache(&["import", path.to_str().unwrap(), "--content-id", "blake3"]).await;
+    assert!(ended.code == Some(1) && ended.stderr.contains("leave --content-id out"), "{ended:?}");
+    assert!(fake.script.cache.paths.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_is_named_to_the_daemon_as_asked() {
+    let fake = fake(Cached::writing([Write::Take]));
+    let path = file(&fake, b"content");
+    let mut command = fake.dfcache_command(&["import", "model.bin", "--transfer", "path"]);
+    let ended: Ended = command.current_dir(fake.home.path()).output().await.unwrap().into();
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), &*format!("{TASK_ID}\n")), "{ended:?}");
+    assert!(ended.stderr.contains("read by the daemon (path): as asked (--transfer path)"), "{ended:?}");
+    assert_eq!(fake.script.cache.paths.lock().unwrap()[0].path, path.to_str().unwrap());
+    assert!(fake.script.cache.begun.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_ever() {
+    let fake = fake(Cached::writing([Write::Hang, Write::Hang]));
+    let path = file(&fake, &content(20 * MIB));
+    let ended = fake.dfcache(&["import", path.to_str().unwrap(), "--timeout", "300ms"]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(7), ""), "{ended:?}");
+    assert!(ended.stderr.contains("not finished within 300 ms (--timeout)"), "{ended:?}");
+    let config = fake.home.path().join("c.yaml");
+    fs::write(&config, "client: {streaming: {idleTimeout: 200ms}}").unwrap();
+    let arguments = ["import", path.to_str().unwrap(), "--config", config.to_str().unwrap()];
+    let ended = fake.dfcache(&arguments).await;
+    assert_eq!(ended.code, Some(7), "{ended:?}");
+    assert!(ended.stderr.contains("the daemon took nothing for 200 ms"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ls_and_rm() {
+    let local = damselfly_api::dfdaemon::v2::StatLocalPersistentCacheTaskResponse {
+        task_id: TASK_ID.to_owned(),
+        persistent: true,
+        ttl: Some(prost_types::Duration { seconds: 90, nanos: 0 }),
+        piece_length: Some(4 << 20),
+        content_length: Some(65 << 20),
+        ..Default::default()
+    };
+    let theirs = fake(Cached { local: vec![local], ..Cached::default() });
+    let ended = theirs.dfcache(&["ls"]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.starts_with(" ID ") && ended.stdout.contains(" PERSISTENT "), "{ended:?}");
+    assert!(ended.stdout.contains(TASK_ID) && ended.stdout.contains("1m 30s"), "{ended:?}");
+    let ended = theirs.dfcache(&["ls", "--json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((json[0]["id"].clone(), json[0]["ttl_seconds"].clone()), (TASK_ID.into(), 90.into()));
+    let ended = theirs.dfcache(&["rm", TASK_ID]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stdout.contains("this daemon cannot remove imported content"), "{ended:?}");
+
+    let ours = fake(Cached { removes: true, ..Cached::default() });
+    let ended = ours.dfcache(&["rm", TASK_ID]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "Task Removed!\n"), "{ended:?}");
+    assert_eq!(*ours.script.orders.lock().unwrap(), [format!("delete {TASK_ID}")]);
+}

@@ -8,9 +8,9 @@ use serde_json::json;
 
 use super::TITLE;
 use super::stage::name;
-use crate::dfget::receipt::Delivery;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::receipt::Delivery;
 use crate::transfer::Sources;
 use crate::{table, units};
 
