@@ -6,6 +6,8 @@ mod alone;
 mod cached;
 mod demo;
 mod dfcache;
+mod dfcache_export;
+mod dfcache_flags;
 mod dfctl;
 mod dfget;
 mod fake;
