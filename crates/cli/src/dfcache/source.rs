@@ -13,6 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Bytes of one message.
 pub(super) const CHUNK: usize = 1 << 20;
+/// What a pipe usually holds, and so gives at once.
+const PIPE: usize = 64 << 10;
 
 /// Why nothing can be read, or not all.
 #[derive(Debug, Error)]
@@ -178,8 +180,9 @@ impl Source {
     ) -> Result<(), SourceError> {
         let length = self.length();
         let mut at = offset;
+        let mut buffer = BytesMut::new();
         loop {
-            let chunk = self.chunk(at)?;
+            let chunk = self.chunk(at, &mut buffer)?;
             if chunk.is_empty() {
                 break;
             }
@@ -195,11 +198,14 @@ impl Source {
     }
 
     /// The bytes at `at`, where it is a file: another thread may still be reading for a stream that broke. A whole
-    /// chunk unless nothing comes after it, or a pipe has no more at the moment; empty at the end.
-    fn chunk(&mut self, at: u64) -> Result<Bytes, SourceError> {
-        let mut buffer = BytesMut::zeroed(CHUNK);
+    /// chunk unless nothing comes after it, or a pipe has no more at the moment; empty at the end. `buffer` is what
+    /// the last chunk left over.
+    fn chunk(&mut self, at: u64, buffer: &mut BytesMut) -> Result<Bytes, SourceError> {
+        if buffer.len() < PIPE {
+            *buffer = BytesMut::zeroed(CHUNK);
+        }
         let mut filled = 0;
-        while filled < CHUNK {
+        while filled < buffer.len() {
             let read = match self.regular {
                 Some(_) => self.file.read_at(&mut buffer[filled..], at + filled as u64),
                 None => self.file.read(&mut buffer[filled..]),
@@ -215,8 +221,7 @@ impl Source {
                 break;
             }
         }
-        buffer.truncate(filled);
-        Ok(buffer.freeze())
+        Ok(buffer.split_to(filled).freeze())
     }
 }
 

@@ -231,7 +231,8 @@ async fn a_pipe_is_not_sent_twice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_without_streams_reads_the_file_itself() {
     let fake = fake(Cached::default());
-    let path = file(&fake, b"content");
+    // More than fits into the socket before the daemon says no.
+    let path = file(&fake, &content(20 * MIB));
     for arguments in [&[][..], &["--stream-mode"]] {
         let all = [&["import", path.to_str().unwrap(), "--tag", "t"], arguments].concat();
         let ended = fake.dfcache(&all).await;
@@ -320,4 +321,38 @@ async fn ls_and_rm() {
     let ended = ours.dfcache(&["rm", TASK_ID]).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "Task Removed!\n"), "{ended:?}");
     assert_eq!(*ours.script.orders.lock().unwrap(), [format!("delete {TASK_ID}")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_an_import_that_the_next_run_goes_on_with() {
+    let fake = fake(Cached::writing([Write::Hang]));
+    let path = file(&fake, b"content");
+    let child = fake.dfcache_command(&["import", path.to_str().unwrap()]).spawn().unwrap();
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+    let begun = async {
+        while fake.script.cache.begun.lock().unwrap().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), begun).await.unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ended: Ended = child.wait_with_output().await.unwrap().into();
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(130), ""), "{ended:?}");
+    assert!(ended.stderr.contains("ended by SIGINT; run the same command again, it resumes"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fifo_that_nobody_writes_to_is_not_waited_for_for_ever() {
+    let fake = fake(Cached::writing([Write::Take]));
+    let path = fake.home.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let ended = fake.dfcache(&["import", path.to_str().unwrap(), "--timeout", "200ms"]).await;
+    assert_eq!(ended.code, Some(7), "{ended:?}");
+    let writer = path.clone();
+    let writing = tokio::task::spawn_blocking(move || fs::write(writer, content(2 * MIB)).unwrap());
+    let ended = fake.dfcache(&["import", path.to_str().unwrap()]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    writing.await.unwrap();
+    assert!(fake.script.cache.upload() == content(2 * MIB));
 }
