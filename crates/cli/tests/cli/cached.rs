@@ -1,6 +1,9 @@
 //! The part of the played daemon that keeps persistent cache tasks.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use damselfly_api::common::v2::PersistentCacheTask;
@@ -29,6 +32,8 @@ pub(crate) enum Write {
     Cut(usize),
     /// Refuse it.
     Refuse(Status),
+    /// Append to this file after the first chunk, and take everything.
+    Append(PathBuf),
     /// Never take anything.
     Hang,
 }
@@ -51,6 +56,8 @@ pub(crate) struct Cached {
     pub(crate) begun: Mutex<Vec<WritePersistentCacheTaskStarted>>,
     /// What of every upload is there.
     pub(crate) uploads: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// Streams that came to their end.
+    pub(crate) finished: AtomicUsize,
     /// The longest chunk that came, in bytes.
     pub(crate) longest: Mutex<usize>,
     /// Files that were to be imported by their path.
@@ -195,10 +202,10 @@ async fn write(
     let (id, offset) = (started.upload_id.clone(), usize::try_from(started.offset).unwrap());
     let length = started.content_length;
     cache.begun.lock().unwrap().push(started);
-    match order {
-        Write::Refuse(status) => return Err(status),
+    match &order {
+        Write::Refuse(status) => return Err(status.clone()),
         Write::Hang => std::future::pending::<()>().await,
-        Write::Take | Write::Cut(_) => {}
+        Write::Take | Write::Cut(_) | Write::Append(_) => {}
     }
     let mut content = cache.uploads.lock().unwrap().get(&id).cloned().unwrap_or_default();
     if content.len() != offset {
@@ -212,11 +219,17 @@ async fn write(
                 let mut longest = cache.longest.lock().unwrap();
                 *longest = (*longest).max(chunk.content.len());
             }
-            Some(Part::Finished(_)) => break,
+            Some(Part::Finished(_)) => {
+                cache.finished.fetch_add(1, Ordering::Relaxed);
+                break;
+            }
             Some(Part::Started(_)) => return Err(Status::invalid_argument("started twice")),
             None => return Err(Status::aborted("the stream ended without finished")),
         }
         cache.uploads.lock().unwrap().insert(id.clone(), content.clone());
+        if let Write::Append(path) = &order {
+            std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(b"more").unwrap();
+        }
         if matches!(order, Write::Cut(at) if content.len() >= at) {
             cut.notify_one();
             std::future::pending::<()>().await;

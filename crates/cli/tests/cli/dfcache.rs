@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::Ordering;
 
 use damselfly_api::damselfly::v1::Replica;
 use tokio::io::AsyncWriteExt as _;
@@ -355,4 +356,22 @@ async fn a_fifo_that_nobody_writes_to_is_not_waited_for_for_ever() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     writing.await.unwrap();
     assert!(fake.script.cache.upload() == content(2 * MIB));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_changes_meanwhile_is_not_imported() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("growing");
+    fs::write(&path, content(24 * MIB)).unwrap();
+    let fake = fake(Cached::writing([Write::Append(path.clone()), Write::Take]));
+    let ended = fake.dfcache(&["import", path.to_str().unwrap()]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:?}");
+    assert!(ended.stderr.contains("changed while it was read; nothing was imported"), "{ended:?}");
+    assert_eq!(fake.script.cache.finished.load(Ordering::Relaxed), 0, "it must never be told as complete");
+
+    let ended = fake.dfcache(&["import", path.to_str().unwrap()]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(fake.script.cache.finished.load(Ordering::Relaxed), 1);
+    let begun = fake.script.cache.begun.lock().unwrap();
+    assert_ne!(begun[0].upload_id, begun[1].upload_id, "it is another file now");
 }
