@@ -12,6 +12,7 @@ mod upload;
 
 use std::io::{self, IsTerminal as _, Write as _};
 
+use damselfly_core::TaskId;
 use serde_json::{Value, json};
 
 use self::args::{Args, Command};
@@ -73,8 +74,9 @@ async fn attempt(args: &Args) -> Result<String, Failure> {
         let lines = settings::lines(&file).map_err(|why| failed(&why))?;
         return Ok(if args.json { config_json(&lines) } else { settings::render(&lines) });
     }
-    let settings = Settings::new(&args.matches, &file)
-        .map_err(|why| Failure::new("Validating Failed!", Exit::Failure, why))?;
+    let invalid = |why: &dyn std::fmt::Display| Failure::new("Validating Failed!", Exit::Failure, why);
+    let settings = Settings::new(&args.matches, &file).map_err(|why| invalid(&why))?;
+    args.command.id().map(TaskId::parse).transpose().map_err(|why| invalid(&why))?;
     if let Command::Import(import) = &args.command {
         return import::run(import, &settings, args.json).await.map(|()| String::new());
     }

@@ -174,6 +174,14 @@ mod tests {
         assert!(refused.to_string().contains("mode 777"), "{refused}");
     }
 
+    #[test]
+    fn a_socket_that_does_not_permit_needs_its_owner() {
+        let error = |kind: io::ErrorKind| ConnectError { tried: vec![("/d.sock".into(), kind.into())] };
+        let denied = error(io::ErrorKind::PermissionDenied).to_string();
+        assert!(denied.contains("does not permit uid") && !denied.contains("start dfdaemon"), "{denied}");
+        assert!(error(io::ErrorKind::NotFound).to_string().contains("start dfdaemon"));
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn the_error_names_every_socket() {
         let failure = Failure::from(connect(Some(Path::new("/nowhere/d.sock"))).await.unwrap_err());

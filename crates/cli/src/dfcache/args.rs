@@ -373,6 +373,17 @@ impl Command {
         }
     }
 
+    /// The id that the command is about.
+    #[must_use]
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            Command::Export(Export { id, .. })
+            | Command::Stat(Stat { id, .. })
+            | Command::Rm(Rm { id, .. }) => Some(id),
+            Command::Import(_) | Command::Ls(_) | Command::Config => None,
+        }
+    }
+
     /// Whether logs are wanted, and which.
     #[must_use]
     pub fn console(&self) -> Option<Level> {

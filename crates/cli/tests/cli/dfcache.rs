@@ -129,7 +129,7 @@ async fn stat_prints_dragonflys_table() {
     assert_eq!(lines[1], row);
     assert_eq!(lines.len(), 2, "Dragonfly's scheduler tells nothing of copies: {ended:?}");
 
-    let ended = fake.dfcache(&["stat", "unknown"]).await;
+    let ended = fake.dfcache(&["stat", "fffff"]).await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stdout.starts_with("Stating Failed!\n"), "{ended:?}");
     assert!(ended.stdout.contains("its ttl has expired"), "{ended:?}");

@@ -5,6 +5,7 @@ use std::fs;
 
 use assert_cmd::Command;
 
+const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const NOBODY: [&str; 2] = ["-e", "/nowhere/d.sock"];
 
 fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
@@ -39,11 +40,11 @@ fn every_spelling_of_dragonflys_dfcache_is_taken() {
         &["import", file, "--content-for-calculating-task-id", "x", "--persistent-replica-count=3"],
         &["import", "--piece-length=32mib", "--ttl=24h", "--timeout", "10m", file, "--no-progress"],
         &["import", file, "--application=a", "--tag", "t", "-l", "debug", "--console"],
-        &["export", "ID", "-O", "/tmp/absent", "--transfer-from-dfdaemon", "--timeout=1h"],
-        &["export", "ID", "--output", "/tmp/absent", "--overwrite", "--force-hard-link", "--no-progress"],
+        &["export", ID, "-O", "/tmp/absent", "--transfer-from-dfdaemon", "--timeout=1h"],
+        &["export", ID, "--output", "/tmp/absent", "--overwrite", "--force-hard-link", "--no-progress"],
         &[
             "export",
-            "ID",
+            ID,
             "--output=/tmp/absent",
             "--application",
             "a",
@@ -52,7 +53,7 @@ fn every_spelling_of_dragonflys_dfcache_is_taken() {
             "crc32:1",
             "--console",
         ],
-        &["stat", "ID", "-l=warn", "--console"],
+        &["stat", ID, "-l=warn", "--console"],
     ];
     for line in lines {
         let (code, stdout, stderr) = run(&[line, &["--endpoint", "/nowhere/d.sock"]].concat());
@@ -101,8 +102,7 @@ fn environment_variables_of_dragonflys_dfcache_are_read() {
         assert_eq!((found.0.as_str(), found.1.as_str()), (value, &*format!("environment {name}")));
     }
     // The daemon's socket of stat is its own variable.
-    let (code, stdout, _) =
-        run_with(&["stat", "ID"], &[("DFCACHE_STAT_DFDAEMON_ENDPOINT", "/nowhere/s.sock")]);
+    let (code, stdout, _) = run_with(&["stat", ID], &[("DFCACHE_STAT_DFDAEMON_ENDPOINT", "/nowhere/s.sock")]);
     assert!(code == 3 && stdout.contains("/nowhere/s.sock"), "{stdout}");
 }
 
@@ -156,9 +156,9 @@ fn flags_come_before_the_environment_before_the_file() {
 
     // The socket shows who won.
     let environment = [user, ("DFCACHE_STAT_DFDAEMON_ENDPOINT", "/nowhere/environment.sock")];
-    assert!(run_with(&["stat", "ID"], &[user]).1.contains("/nowhere/file.sock"));
-    assert!(run_with(&["stat", "ID"], &environment).1.contains("/nowhere/environment.sock"));
-    let flag = ["stat", "ID", "-e", "/nowhere/flag.sock"];
+    assert!(run_with(&["stat", ID], &[user]).1.contains("/nowhere/file.sock"));
+    assert!(run_with(&["stat", ID], &environment).1.contains("/nowhere/environment.sock"));
+    let flag = ["stat", ID, "-e", "/nowhere/flag.sock"];
     assert!(run_with(&flag, &environment).1.contains("/nowhere/flag.sock"));
     // A file that is named is the only one.
     fs::write(home.path().join("other.yaml"), "").unwrap();
@@ -173,7 +173,7 @@ fn a_wrong_file_is_refused_and_an_unknown_key_is_not() {
     let file = home.path().join("c.yaml");
     let path = file.to_str().unwrap();
     fs::write(&file, "client:\n  transfer: fd\n").unwrap();
-    let (code, stdout, _) = run(&["stat", "ID", "--config", path]);
+    let (code, stdout, _) = run(&["stat", ID, "--config", path]);
     assert_eq!(code, 1);
     let text = format!("{path}:2:13: client.transfer is \"fd\": expected auto, path or stream");
     assert!(stdout.starts_with("Stating Failed!\n") && stdout.contains(&text), "{stdout}");
@@ -198,8 +198,8 @@ fn what_contradicts_itself_is_named() {
     };
     let both = ["--transfer path", "--stream-mode"];
     refused(&["import", "/etc/hostname", "--stream-mode", "--transfer", "path"], &[], &both);
-    refused(&["export", "ID", "-O", "/tmp/absent", "--stream-mode", "--transfer", "path"], &[], &both);
-    let output = ["export", "ID", "-O", "/tmp/absent"];
+    refused(&["export", ID, "-O", "/tmp/absent", "--stream-mode", "--transfer", "path"], &[], &both);
+    let output = ["export", ID, "-O", "/tmp/absent"];
     refused(
         &[&output[..], &["--transfer=path", "--transfer-from-dfdaemon"]].concat(),
         &[],
@@ -210,14 +210,18 @@ fn what_contradicts_itself_is_named() {
         &[],
         &["--force-hard-link", "--stream-mode"],
     );
-    refused(&["export", "ID", "-O", "-", "--transfer", "path"], &[], &["--transfer path", "-O -"]);
-    refused(&["export", "ID", "-O", "-", "--force-hard-link"], &[], &["--force-hard-link", "-O -"]);
+    refused(&["export", ID, "-O", "-", "--transfer", "path"], &[], &["--transfer path", "-O -"]);
+    refused(&["export", ID, "-O", "-", "--force-hard-link"], &[], &["--force-hard-link", "-O -"]);
     refused(&["import", "-", "--transfer", "path"], &[], &["--transfer path", "stdin"]);
     refused(&["import", "/dev/null", "--transfer", "path"], &[], &["--transfer path", "/dev/null is a pipe"]);
     refused(&["import", "x", "--ack", "3"], &[], &["--ack 3", "--persistent-replica-count 2"]);
     refused(&["import", "x", "--ack", "2", "--transfer=path"], &[], &["--ack 2", "--transfer path"]);
     let two = [("DFCACHE_IMPORT_STREAM_MODE", "1"), ("DFCACHE_IMPORT_TRANSFER", "path")];
     refused(&["import", "x"], &two, &["DFCACHE_IMPORT_STREAM_MODE", "DFCACHE_IMPORT_TRANSFER path"]);
+    for id in ["../../etc/passwd", "ABCDEF", "abc"] {
+        refused(&["stat", id], &[], &["expected 5 to 128 lower-case hex digits"]);
+        refused(&["export", id, "-O", "/tmp/absent"], &[], &[&format!("{id:?}")]);
+    }
     refused(&["import", "x", "--ttl", "4m"], &[], &["--ttl is 4m", "5m to 7d"]);
     refused(&["import", "x", "--ttl=8d"], &[], &["--ttl is 8days"]);
     refused(&["import", "x", "--piece-length", "1MiB"], &[], &["piece length 1048576 bytes"]);
@@ -235,7 +239,7 @@ fn wrong_usage_ends_with_2() {
     assert!(code == 2 && stderr.contains("Usage: dfcache"), "{stderr}");
     for line in [
         &["import"][..],
-        &["export", "ID"],
+        &["export", ID],
         &["export", "-O", "x"],
         &["import", "x", "--transfer", "fd"],
         &["import", "x", "--content-id", "md5"],
@@ -263,7 +267,7 @@ fn no_file_and_no_daemon() {
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((code, json["exit_code"].clone()), (1, 1.into()));
     assert!(json["message"].as_str().unwrap().contains("/etc is a directory"), "{json}");
-    for command in [&["ls"][..], &["rm", "ID"], &["stat", "ID"], &["export", "ID", "-O", "-"]] {
+    for command in [&["ls"][..], &["rm", ID], &["stat", ID], &["export", ID, "-O", "-"]] {
         let (code, ..) = run(&[command, &NOBODY].concat());
         assert_eq!(code, 3, "{command:?}");
     }
