@@ -16,7 +16,7 @@ use crate::{units, version};
 
 /// Keeps files in the swarm's cache: imports them, exports them on any host, shows and removes them.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "dfcache", version = version::long(), about, max_term_width = 110)]
+#[command(name = "dfcache", version = version::long(), max_term_width = 110)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon, 5 digest mismatch, 6 no space, 7 timeout, \
     130 interrupted."
