@@ -110,7 +110,7 @@ pub async fn connect(explicit: Option<&Path>) -> Result<Daemon, ConnectError> {
 }
 
 /// The sockets to try, in order.
-fn candidates(explicit: Option<&Path>) -> Vec<PathBuf> {
+pub(crate) fn candidates(explicit: Option<&Path>) -> Vec<PathBuf> {
     match explicit {
         Some(explicit) => vec![explicit.to_owned()],
         None => client_sockets(rustix::process::geteuid().as_raw(), |name| std::env::var_os(name)),

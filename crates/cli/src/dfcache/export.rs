@@ -198,7 +198,7 @@ impl StreamError {
             StreamError::Unsupported(status) => {
                 let mut failure = plan.refused(&status);
                 failure.message = format!(
-                    "this daemon sends no streams ({}): it needs Damselfly's dfdaemon; {help}",
+                    "this daemon sends no streams ({}): it needs Damselfly's dfdaemon of this version; {help}",
                     status.message()
                 );
                 failure

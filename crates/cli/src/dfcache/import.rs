@@ -239,7 +239,7 @@ fn without_streams(plan: &Plan, status: &Status) -> Result<String, Failure> {
     } else {
         return Ok(why);
     };
-    let text = format!("{why}: it needs Damselfly's dfdaemon; {help}, or use such a daemon");
+    let text = format!("{why}: it needs Damselfly's dfdaemon of this version; {help}, or use such a daemon");
     Err(Failure::new(TITLE, Exit::Failure, text))
 }
 

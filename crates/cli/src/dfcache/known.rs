@@ -86,7 +86,7 @@ pub(super) async fn remove(
         let mut failure = refused(title, id, &status);
         if status.code() == Code::Unimplemented {
             failure.message = format!(
-                "this daemon cannot remove imported content ({}): it needs Damselfly's dfdaemon; the content goes when \
+                "this daemon cannot remove imported content ({}): it needs Damselfly's dfdaemon of this version; the content goes when \
                  its ttl ends",
                 status.message()
             );

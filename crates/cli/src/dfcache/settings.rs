@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::args::{Args, ContentId, Matches, TransferMode};
 use super::config::{File, Found};
+use crate::endpoint::candidates;
 use crate::{table, units};
 
 const BUFFER_SIZE: u64 = 4 << 20;
@@ -226,8 +227,9 @@ pub fn lines(file: &File) -> Result<Vec<Line>, String> {
                 "transfer" => (settings.transfer.value.to_string(), settings.transfer.origin.clone()),
                 "content_id" => (settings.content_id.value.to_string(), settings.content_id.origin.clone()),
                 "endpoint" => {
-                    let value = settings.endpoint.value.as_ref();
-                    let value = value.map_or_else(|| "-".to_owned(), |path| path.display().to_string());
+                    let sockets = candidates(settings.endpoint.value.as_deref());
+                    let sockets: Vec<_> = sockets.iter().map(|path| path.display().to_string()).collect();
+                    let value = sockets.join(", ");
                     (value, settings.endpoint.origin.clone())
                 }
                 id => (given.spelling(id), given.origin(id).unwrap_or(Origin::Default)),
@@ -260,7 +262,8 @@ pub fn render(lines: &[Line]) -> String {
     let rows: Vec<_> = lines
         .iter()
         .map(|line| {
-            vec![line.command.to_owned(), line.option.clone(), line.value.clone(), line.origin.clone()]
+            let value = if line.value.is_empty() { "\"\"".to_owned() } else { line.value.clone() };
+            vec![line.command.to_owned(), line.option.clone(), value, line.origin.clone()]
         })
         .collect();
     table::render(&["COMMAND", "OPTION", "VALUE", "FROM"], &rows)

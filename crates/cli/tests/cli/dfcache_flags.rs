@@ -126,6 +126,8 @@ fn defaults_are_dragonflys() {
     ] {
         assert_eq!(found[option], (value.to_owned(), "default".to_owned()), "{option}");
     }
+    let (sockets, origin) = &found["import --endpoint"];
+    assert!(sockets.ends_with("/var/run/dragonfly/dfdaemon.sock") && origin == "default", "{sockets}");
     let (code, stdout, _) = run(&["config"]);
     assert!(code == 0 && stdout.starts_with(" COMMAND   OPTION "), "{stdout}");
 }
