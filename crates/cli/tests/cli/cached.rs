@@ -207,6 +207,10 @@ async fn write(
         Write::Hang => std::future::pending::<()>().await,
         Write::Take | Write::Cut(_) | Write::Append(_) => {}
     }
+    let mut append = match &order {
+        Write::Append(path) => Some(path),
+        _ => None,
+    };
     let mut content = cache.uploads.lock().unwrap().get(&id).cloned().unwrap_or_default();
     if content.len() != offset {
         return Err(Status::out_of_range(format!("the upload goes on at {}", content.len())));
@@ -227,7 +231,7 @@ async fn write(
             None => return Err(Status::aborted("the stream ended without finished")),
         }
         cache.uploads.lock().unwrap().insert(id.clone(), content.clone());
-        if let Write::Append(path) = &order {
+        if let Some(path) = append.take() {
             std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(b"more").unwrap();
         }
         if matches!(order, Write::Cut(at) if content.len() >= at) {
