@@ -7,22 +7,19 @@ mod task;
 mod tree;
 
 use std::io::{self, Write as _};
-use std::time::Duration;
 
 use damselfly_api::damselfly::v1::local_client::LocalClient;
 use damselfly_api::damselfly::v1::{CancelRequest, LimitRequest, PauseRequest, ResumeRequest, TaskRef};
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 use self::args::{Args, Command, TaskCommand};
+use crate::client::call;
 use crate::endpoint;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Sink};
 use crate::units;
-
-/// Every call is answered from memory, deleting aside, which asks the scheduler.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs dfctl. The demonstration needs a multi-threaded runtime.
 pub async fn run(args: Args) -> Exit {
@@ -114,13 +111,6 @@ async fn limit(channel: Channel, task: &str, rate: u64, title: &'static str) -> 
             format!("limited {id} to {}/s{from}\n", units::bytes(rate))
         }
     })
-}
-
-/// A request with its deadline.
-fn call<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(CALL_TIMEOUT);
-    request
 }
 
 /// A refusal by a daemon. Dragonfly's does not know the service that steers tasks.

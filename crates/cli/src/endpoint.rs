@@ -18,6 +18,14 @@ use crate::failure::Failure;
 /// A unix socket connects at once or never; the time is for a daemon whose backlog is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Our daemon says so in its answers' metadata; then it keeps the output clean itself.
+const OURS_KEY: &str = "x-damselfly";
+
+/// Whether the daemon that answered with this metadata is one of ours.
+pub(crate) fn is_ours(metadata: &tonic::metadata::MetadataMap) -> bool {
+    metadata.contains_key(OURS_KEY)
+}
+
 /// An open connection to a daemon, or to the engine in this process.
 #[derive(Clone, Debug)]
 pub struct Daemon {
@@ -68,6 +76,14 @@ impl std::fmt::Display for ConnectError {
             write!(f, "{separator}can not connect {why}, please check the unix socket {}", socket.display())?;
             separator = "; ";
         }
+        let denied = |(_, why): &(PathBuf, io::Error)| why.kind() == io::ErrorKind::PermissionDenied;
+        if self.tried.iter().any(denied) {
+            let uid = rustix::process::geteuid().as_raw();
+            return write!(
+                f,
+                "; a daemon's socket does not permit uid {uid}: its owner may open it (download.server.socketMode)"
+            );
+        }
         f.write_str("; start dfdaemon, or name its socket with -e")
     }
 }
@@ -94,7 +110,7 @@ pub async fn connect(explicit: Option<&Path>) -> Result<Daemon, ConnectError> {
 }
 
 /// The sockets to try, in order.
-fn candidates(explicit: Option<&Path>) -> Vec<PathBuf> {
+pub(crate) fn candidates(explicit: Option<&Path>) -> Vec<PathBuf> {
     match explicit {
         Some(explicit) => vec![explicit.to_owned()],
         None => client_sockets(rustix::process::geteuid().as_raw(), |name| std::env::var_os(name)),
@@ -156,6 +172,14 @@ mod tests {
         std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         let refused = refuse_strangers(&socket).unwrap_err();
         assert!(refused.to_string().contains("mode 777"), "{refused}");
+    }
+
+    #[test]
+    fn a_socket_that_does_not_permit_needs_its_owner() {
+        let error = |kind: io::ErrorKind| ConnectError { tried: vec![("/d.sock".into(), kind.into())] };
+        let denied = error(io::ErrorKind::PermissionDenied).to_string();
+        assert!(denied.contains("does not permit uid") && !denied.contains("start dfdaemon"), "{denied}");
+        assert!(error(io::ErrorKind::NotFound).to_string().contains("start dfdaemon"));
     }
 
     #[tokio::test(flavor = "multi_thread")]

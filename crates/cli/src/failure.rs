@@ -82,6 +82,15 @@ impl Failure {
         Self { title, exit, message, code: None, details: None, origin: None, json: None }
     }
 
+    /// The same under another first line, unless that says more: what makes no sense, and that there is no daemon.
+    #[must_use]
+    pub fn titled(mut self, title: &'static str) -> Self {
+        if self.title == "Downloading Failed!" {
+            self.title = title;
+        }
+        self
+    }
+
     /// A failed call.
     #[must_use]
     pub fn of_call(title: &'static str, status: &Status) -> Self {
@@ -151,12 +160,12 @@ impl Failure {
 }
 
 /// Whether the call failed on its way rather than at the daemon.
-fn is_broken_connection(status: &Status) -> bool {
+pub(crate) fn is_broken_connection(status: &Status) -> bool {
     status.source().is_some() && !matches!(status.code(), Code::OutOfRange | Code::Unimplemented)
 }
 
 /// The innermost error: tonic's own text says no more than "transport error".
-fn root_cause(status: &Status) -> String {
+pub(crate) fn root_cause(status: &Status) -> String {
     let mut cause = status.source();
     while let Some(inner) = cause.and_then(std::error::Error::source) {
         cause = Some(inner);

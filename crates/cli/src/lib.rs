@@ -1,7 +1,10 @@
-//! The programs: dfdaemon, dfget, dfctl, dfscheduler.
+//! The programs: dfdaemon, dfget, dfcache, dfctl, dfscheduler.
 //!
 //! Each `main` only builds a runtime and calls one `run` here; every `run` returns an [`exit::Exit`].
 
+mod client;
+
+pub mod dfcache;
 pub mod dfctl;
 pub mod dfdaemon;
 pub mod dfget;
@@ -10,9 +13,16 @@ pub mod endpoint;
 pub mod exit;
 pub mod failure;
 pub mod logging;
+pub mod output;
+pub mod part;
 pub mod progress;
+mod reading;
+pub mod receipt;
 pub mod report;
 pub mod signals;
+mod stdout;
 pub mod table;
+mod ticker;
+pub mod transfer;
 pub mod units;
 pub mod version;

@@ -60,6 +60,12 @@ impl Progress {
         Self { shown, name: name.to_owned(), started: now, total: None, done: 0 }
     }
 
+    /// A sign of life on a terminal while somebody else does the work and does not say how much is done.
+    #[must_use]
+    pub fn waiting(text: &str, hidden: bool) -> Self {
+        Self::new(text, hidden || !io::stderr().is_terminal())
+    }
+
     /// Progress that somebody else shows, who reads the bytes done from `done`.
     #[must_use]
     pub fn elsewhere(done: Arc<AtomicU64>) -> Self {

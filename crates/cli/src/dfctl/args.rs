@@ -10,7 +10,7 @@ use crate::{units, version};
 
 /// Looks at a daemon and steers its tasks.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "dfctl", version = version::long(), about, max_term_width = 110)]
+#[command(name = "dfctl", version = version::long(), max_term_width = 110)]
 #[command(
     after_help = "TASK is a task's id, or the beginning of one that no other task on this host shares."
 )]

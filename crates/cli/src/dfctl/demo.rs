@@ -24,12 +24,14 @@ use self::outcome::{Copy, Outcome};
 use self::show::Show;
 use self::stage::Stage;
 use super::args::Demo;
-use crate::dfget::plan::{FileOutput, Output, Plan};
-use crate::dfget::{self, receipt::Delivery};
+use crate::dfget;
+use crate::dfget::plan::Plan;
 use crate::endpoint::{self, Daemon};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::output::{FileOutput, Output};
 use crate::progress::Progress;
+use crate::receipt::Delivery;
 use crate::signals::Signals;
 
 pub(super) const TITLE: &str = "Demo Failed!";

@@ -9,7 +9,8 @@ use damselfly_api::damselfly::v1::{
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use super::{call, choose, refused, tree};
+use super::{choose, refused, tree};
+use crate::client::call;
 use crate::failure::Failure;
 use crate::{table, units};
 

@@ -9,7 +9,8 @@ use damselfly_api::dfdaemon::v2::{
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use super::{call, choose};
+use super::choose;
+use crate::client::call;
 use crate::failure::Failure;
 use crate::{table, units};
 

@@ -13,7 +13,7 @@ use crate::{units, version};
 
 /// Downloads, keeps and serves content on this host.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "dfdaemon", version = version::long(), about, max_term_width = 110)]
+#[command(name = "dfdaemon", version = version::long(), max_term_width = 110)]
 #[command(
     after_help = "Without a configuration file everything has a default, in the user's own directories when not \
     root. The first SIGINT, SIGTERM or SIGQUIT ends the daemon in order, a second one at once."

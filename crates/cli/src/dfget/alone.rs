@@ -10,10 +10,11 @@ use tempfile::TempDir;
 
 use super::daemon::TITLE;
 use super::part_dir::PartDir;
-use super::plan::{Output, Plan};
+use super::plan::Plan;
 use crate::endpoint::{At, Daemon};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::output::Output;
 
 /// The engine and where it keeps its content.
 #[derive(Debug)]

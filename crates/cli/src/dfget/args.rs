@@ -26,7 +26,7 @@ pub enum DaemonUse {
 
 /// Downloads a file through the swarm.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "dfget", version = version::long(), about, max_term_width = 110)]
+#[command(name = "dfget", version = version::long(), max_term_width = 110)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon (with -e or --daemon require), 4 origin error, 5 digest mismatch, \
     6 no space, 7 timeout, 130 interrupted."

@@ -1,33 +1,25 @@
 //! Downloads that a daemon performs: it writes the output, or else sends the content through its socket
 //! ([`super::socket`]).
 
-use std::path::Path;
-use std::time::Duration;
-
 use damselfly_api::common::v2::{Download, Piece};
-use damselfly_api::damselfly::v1::GetReceiptRequest;
-use damselfly_api::damselfly::v1::local_client::LocalClient;
 use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
 use damselfly_api::dfdaemon::v2::{DownloadTaskRequest, DownloadTaskResponse};
 use damselfly_core::RangeSpec;
 use tonic::{Code, Request, Status, Streaming};
 use tracing::{debug, info};
 
-use super::plan::{FileOutput, Output, Plan};
-use super::receipt::{Delivery, Sources, Transfer};
+use super::plan::Plan;
 use super::socket;
 use super::story::{News, Story, StoryError};
-use super::ticker::Ticker;
-use crate::endpoint::{At, Daemon};
+use crate::endpoint::{self, At, Daemon};
 use crate::exit::Exit;
 use crate::failure::{Failure, Reason};
+use crate::output::{FileOutput, Leftover, Output};
+use crate::receipt::{self, Delivery};
+use crate::ticker::Ticker;
+use crate::transfer::{Sources, Transfer};
 
 pub(super) const TITLE: &str = "Downloading Failed!";
-/// Our daemon says so in its answers' metadata; then it keeps the output clean itself.
-const OURS_KEY: &str = "x-damselfly";
-/// The receipt is asked for when everything is done: it must not hold the end up.
-const RECEIPT_TIMEOUT: Duration = Duration::from_secs(1);
-
 impl From<StoryError> for Failure {
     fn from(error: StoryError) -> Self {
         Failure::new(TITLE, Exit::Failure, error)
@@ -82,23 +74,8 @@ async fn ask(plan: &Plan, daemon: &Daemon, download: Download) -> Result<Answer,
     let mut request = Request::new(DownloadTaskRequest { download: Some(download) });
     request.set_timeout(plan.timeout);
     let response = client.download_task(request).await?;
-    let ours = response.metadata().contains_key(OURS_KEY);
+    let ours = endpoint::is_ours(response.metadata());
     Ok(Answer { stream: response.into_inner(), ours })
-}
-
-/// Removes what a foreign daemon left at an output that was not there before. Ours leaves nothing itself.
-struct Leftover<'a> {
-    path: &'a Path,
-    armed: bool,
-}
-
-impl Drop for Leftover<'_> {
-    fn drop(&mut self) {
-        if self.armed {
-            // Nothing there is what is wanted.
-            let _removed = std::fs::remove_file(self.path);
-        }
-    }
 }
 
 async fn by_path(
@@ -113,7 +90,7 @@ async fn by_path(
         ));
     };
     let download = Download { output_path: Some(path.to_owned()), ..plan.download.clone() };
-    let mut leftover = Leftover { path: &output.path, armed: false };
+    let mut leftover = Leftover::new(&output.path);
     let mut answer = match ask(plan, daemon, download).await {
         Ok(answer) => answer,
         Err(status) => return unsuitable(plan, &status),
@@ -195,13 +172,8 @@ pub(super) fn log_piece(piece: &Piece) {
 
 /// What was delivered, in the daemon's own numbers where it keeps a receipt, else by the piece reports.
 pub(super) async fn delivery(bytes: u64, story: Story, daemon: &Daemon, transfer: Transfer) -> Delivery {
-    let mut client = LocalClient::new(daemon.channel.clone());
-    let request = GetReceiptRequest { peer_id: story.peer_id.clone() };
-    // Dragonfly's daemons do not know the call, and a receipt can be forgotten: the reports tell nearly as much.
-    let receipt = match tokio::time::timeout(RECEIPT_TIMEOUT, client.get_receipt(request)).await {
-        Ok(Ok(receipt)) => Some(receipt.into_inner()),
-        Ok(Err(_)) | Err(_) => None,
-    };
+    // Where there is none, the reports tell nearly as much.
+    let receipt = receipt::ask(&daemon.channel, &story.peer_id).await;
     let sources = receipt.as_ref().map_or_else(|| story.sources(), Sources::from);
     let reason = match &receipt {
         Some(receipt) if transfer.reason.is_empty() => receipt.transfer_reason.clone(),

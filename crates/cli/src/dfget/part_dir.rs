@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::part::{ATTEMPTS, OutputError, hidden, target};
-use super::plan::FileOutput;
+use crate::output::FileOutput;
+use crate::part::{ATTEMPTS, OutputError, hidden, target};
 
 /// A part directory, locked for this process.
 #[derive(Debug)]
@@ -141,7 +141,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let first = PartDir::open(&output(&home), ID).unwrap();
         let second = PartDir::open(&output(&home), ID).unwrap_err();
-        assert!(second.to_string().contains("another dfget is downloading to the same output"), "{second}");
+        assert!(second.to_string().contains("another dfget or dfcache writes the same output"), "{second}");
         drop(first);
         drop(PartDir::open(&output(&home), ID).unwrap());
     }

@@ -1,7 +1,5 @@
 //! From the command line to what will be asked of the daemon.
 
-use std::io;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use damselfly_api::common::v2 as common;
@@ -14,29 +12,10 @@ use thiserror::Error;
 use super::args::{Args, DaemonUse};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::output::{InvalidOutput, Output};
 
 /// Where a scheduler listens unless something else is named.
 const SCHEDULER_PORT: u16 = crate::dfscheduler::args::PORT;
-
-/// Where the content goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// To stdout, in order.
-    Stdout,
-    /// To a file.
-    File(FileOutput),
-}
-
-/// An output file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileOutput {
-    /// Its absolute path.
-    pub path: PathBuf,
-    /// Whether what is there may be replaced.
-    pub overwrite: bool,
-    /// Whether something was there at the start.
-    pub existed: bool,
-}
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -92,34 +71,9 @@ pub enum Invalid {
         /// The URL's path.
         path: String,
     },
-    /// The output's directory.
-    #[error("the directory {path} of the output does not exist or is no directory; make it first")]
-    Parent {
-        /// The directory.
-        path: String,
-    },
-    /// The output is there.
-    #[error("output path {path} is already exist; use --overwrite to replace it, or another path")]
-    Exists {
-        /// The output.
-        path: String,
-    },
-    /// The output is there and cannot be replaced.
-    #[error("output path {path} is {what}; name a regular file, or use -O - for stdout")]
-    NoFile {
-        /// The output.
-        path: String,
-        /// What it is.
-        what: &'static str,
-    },
-    /// The output cannot be looked at.
-    #[error("cannot look at {path}: {why}")]
-    Look {
-        /// The path.
-        path: String,
-        /// Why.
-        why: io::Error,
-    },
+    /// Nothing can be written there.
+    #[error(transparent)]
+    Output(#[from] InvalidOutput),
     /// Schedulers take no such pieces.
     #[error(transparent)]
     PieceLength(#[from] damselfly_core::GeometryError),
@@ -168,7 +122,7 @@ impl Plan {
             .iter()
             .find(|(key, _)| key.eq_ignore_ascii_case("range"))
             .map_or(Ok(RangeSpec::Whole), |(_, value)| RangeSpec::parse_header(value))?;
-        let output = output(args)?;
+        let output = Output::find(&args.output, args.overwrite)?;
         if range != RangeSpec::Whole && digest.is_some() {
             return Err(Invalid::Conflict(
                 "--digest covers the whole content and cannot be checked on a range; leave one of them out",
@@ -211,42 +165,6 @@ fn headers(given: &[String]) -> Vec<(String, String)> {
         .filter_map(|header| header.split_once(':'))
         .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
         .collect()
-}
-
-fn output(args: &Args) -> Result<Output, Invalid> {
-    if args.output == Path::new("-") {
-        return Ok(Output::Stdout);
-    }
-    let given = args.output.display().to_string();
-    let look = |path: &Path, why| Invalid::Look { path: path.display().to_string(), why };
-    let path = std::path::absolute(&args.output).map_err(|why| look(&args.output, why))?;
-    let parent = path.parent().ok_or_else(|| Invalid::NoFile { path: given.clone(), what: "a directory" })?;
-    match std::fs::metadata(parent) {
-        Ok(found) if found.is_dir() => {}
-        Ok(_) => return Err(Invalid::Parent { path: parent.display().to_string() }),
-        Err(why) if matches!(why.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Err(Invalid::Parent { path: parent.display().to_string() });
-        }
-        Err(why) => return Err(look(parent, why)),
-    }
-    // A dangling link is there too: whatever it points to would be made.
-    let existed = match std::fs::symlink_metadata(&path) {
-        Ok(_) => true,
-        Err(why) if why.kind() == io::ErrorKind::NotFound => false,
-        Err(why) => return Err(look(&path, why)),
-    };
-    if existed {
-        let found = std::fs::metadata(&path).map(|found| found.file_type());
-        match found {
-            Ok(found) if found.is_dir() => return Err(Invalid::NoFile { path: given, what: "a directory" }),
-            _ if !args.overwrite => return Err(Invalid::Exists { path: given }),
-            Ok(found) if !found.is_file() => {
-                return Err(Invalid::NoFile { path: given, what: "a device, a pipe or a socket" });
-            }
-            _ => {}
-        }
-    }
-    Ok(Output::File(FileOutput { path, overwrite: args.overwrite, existed }))
 }
 
 fn download(args: &Args, headers: Vec<(String, String)>) -> common::Download {

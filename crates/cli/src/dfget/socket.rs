@@ -6,10 +6,8 @@
 use damselfly_api::common::v2::{Download, Piece};
 use damselfly_api::damselfly::v1::ReadTaskRequest;
 use damselfly_api::dfdaemon::v2::download_task_response::Response;
-use damselfly_api::dfdaemon::v2::read_persistent_cache_task_response::Response as Read;
 use damselfly_api::dfdaemon::v2::{
-    DownloadTaskRequest, DownloadTaskResponse, ReadPersistentCacheTaskFinished,
-    ReadPersistentCacheTaskResponse, ReadPersistentCacheTaskStarted,
+    DownloadTaskRequest, DownloadTaskResponse, ReadPersistentCacheTaskResponse,
 };
 use damselfly_core::digest::Computed;
 use damselfly_core::{Algorithm, ByteRange, Crc, Hasher};
@@ -17,15 +15,18 @@ use damselfly_transport::framed::{self, DOWNLOAD_CONTENT, Incoming, READ_CONTENT
 use tonic::{Code, Status};
 
 use super::daemon::{TITLE, delivery, log_piece, log_start};
-use super::part::Part;
-use super::plan::{FileOutput, Plan};
-use super::receipt::{Delivery, Sources, Transfer};
-use super::stdout::Stdout;
+use super::plan::Plan;
 use super::story::{News, Story, StoryError};
-use super::ticker::Ticker;
 use crate::endpoint::Daemon;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::output::FileOutput;
+use crate::part::Part;
+use crate::reading::{self, Content, ReadError};
+use crate::receipt::Delivery;
+use crate::stdout::Stdout;
+use crate::ticker::Ticker;
+use crate::transfer::{Sources, Transfer};
 
 const DOWNLOAD: &str = "/dfdaemon.v2.DfdaemonDownload/DownloadTask";
 const READ: &str = "/damselfly.v1.Local/ReadTask";
@@ -160,14 +161,6 @@ fn put_in_place(plan: &Plan, part: Part) -> Result<(), Failure> {
     Ok(part.finish()?)
 }
 
-/// What came of a download to stdout.
-#[derive(Default)]
-struct Reading {
-    started: Option<(ReadPersistentCacheTaskStarted, Option<ByteRange>)>,
-    finished: Option<ReadPersistentCacheTaskFinished>,
-    written: u64,
-}
-
 /// Downloads to stdout, in order.
 pub(super) async fn to_stdout(
     plan: &Plan,
@@ -182,60 +175,21 @@ pub(super) async fn to_stdout(
     };
     let request = ReadTaskRequest { download: Some(plan.download.clone()) };
     let call = framed::call::<ReadPersistentCacheTaskResponse>(&daemon.channel, READ, &request, READ_CONTENT);
-    let mut stream = ticker.beside(call).await.map_err(failed)?;
+    let stream = ticker.beside(call).await.map_err(failed)?;
     let mut stdout = Stdout::open()?;
-    let mut reading = Reading::default();
-    while let Some(incoming) = ticker.beside(stream.next()).await.map_err(failed)? {
-        match incoming {
-            Incoming::Begin { .. } if reading.started.is_none() => {
-                return Err(wrong(
-                    "the daemon sent content before it said what it sends; run the command again",
-                ));
-            }
-            // The chunk's message: its content has come.
-            Incoming::Begin { .. } => {}
-            Incoming::Content(bytes) => {
-                tokio::task::block_in_place(|| stdout.write(&bytes))?;
-                reading.written += bytes.len() as u64;
-                ticker.add(bytes.len() as u64);
-            }
-            Incoming::Message(message) => match message.response {
-                Some(Read::Started(started)) => {
-                    let range = started.content_length.map(|length| plan.range.resolve(length)).transpose();
-                    let range = range.map_err(StoryError::from)?;
-                    if let Some(range) = range {
-                        ticker.set_total(range.length);
-                    }
-                    reading.started = Some((started, range));
-                }
-                Some(Read::Chunk(_)) => {}
-                Some(Read::Finished(finished)) => reading.finished = Some(finished),
-                None => return Err(StoryError::Empty.into()),
+    let Content { started, finished, bytes } =
+        reading::read(stream, plan.range, plan.timeout, &mut stdout, ticker).await.map_err(
+            |why| match why {
+                ReadError::Call(status) => failed(status),
+                ReadError::Sink(failure) => failure,
+                other => wrong(&other.to_string()),
             },
-        }
-    }
-    read(reading)
-}
-
-/// Whether everything came.
-fn read(reading: Reading) -> Result<Delivery, Failure> {
-    let Reading { started: Some((started, range)), finished: Some(finished), written } = reading else {
-        return Err(wrong(
-            "unknown download incomplete: the daemon ended the stream early; run the command again",
-        ));
-    };
-    if let Some(range) = range.filter(|range| range.length != written) {
-        let text = format!(
-            "unknown download incomplete: {written} of {} bytes came; run the command again",
-            range.length
-        );
-        return Err(wrong(&text));
-    }
+        )?;
     Ok(Delivery {
         task_id: started.task_id,
         host_id: started.host_id,
         peer_id: started.peer_id,
-        bytes: written,
+        bytes,
         content_length: started.content_length,
         sources: finished.receipt.as_ref().map(Sources::from),
         transfer: Transfer { mode: "stream".to_owned(), reason: "for stdout".to_owned() },

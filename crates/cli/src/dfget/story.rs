@@ -1,14 +1,14 @@
 //! What a daemon tells during a download, checked as it comes in.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
-use damselfly_api::common::v2::{Piece, TrafficType};
+use damselfly_api::common::v2::Piece;
 use damselfly_api::dfdaemon::v2::DownloadTaskResponse;
 use damselfly_api::dfdaemon::v2::download_task_response::Response;
 use damselfly_core::{ByteRange, RangeError, RangeSpec};
 use thiserror::Error;
 
-use super::receipt::Sources;
+use crate::transfer::{Sources, Tally};
 
 /// What a message meant.
 #[derive(Debug)]
@@ -65,8 +65,7 @@ pub(super) struct Story {
     /// Offset and length of every piece that belongs to the download.
     pieces: BTreeMap<u32, (u64, u64)>,
     missing: BTreeSet<u32>,
-    sources: Sources,
-    parents: HashSet<String>,
+    tally: Tally,
 }
 
 impl Story {
@@ -82,8 +81,7 @@ impl Story {
             was_complete: false,
             pieces: BTreeMap::new(),
             missing: BTreeSet::new(),
-            sources: Sources::default(),
-            parents: HashSet::new(),
+            tally: Tally::default(),
         }
     }
 
@@ -127,17 +125,7 @@ impl Story {
             return Ok(News::Repeated);
         }
         self.missing.remove(&piece.number);
-        let length = piece.length;
-        match piece.traffic_type() {
-            TrafficType::BackToSource => self.sources.origin += length,
-            TrafficType::RemotePeer => {
-                self.sources.peers += length;
-                if let Some(parent) = piece.parent_id.as_ref().filter(|parent| !parent.is_empty()) {
-                    self.parents.insert(parent.clone());
-                }
-            }
-            TrafficType::LocalPeer => self.sources.local += length,
-        }
+        self.tally.count(&piece);
         Ok(News::Piece(piece))
     }
 
@@ -168,12 +156,13 @@ impl Story {
 
     /// Where the bytes came from, by the piece reports.
     pub(super) fn sources(&self) -> Sources {
-        Sources { parents: self.parents.len(), ..self.sources }
+        self.tally.sources()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use damselfly_api::common::v2::TrafficType;
     use damselfly_api::dfdaemon::v2::{DownloadPieceFinishedResponse, DownloadTaskStartedResponse};
 
     use super::*;

@@ -14,7 +14,7 @@ pub const PORT: u16 = 8002;
 
 /// Schedules the daemons of a cluster: the scheduler that a daemon can embed, alone.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "dfscheduler", version = version::long(), about, max_term_width = 110)]
+#[command(name = "dfscheduler", version = version::long(), max_term_width = 110)]
 pub struct Args {
     /// Where to listen [default: 127.0.0.1, or all addresses with --join; port 8002]
     #[arg(long, env = "DFSCHEDULER_LISTEN", value_name = "IP[:PORT]", value_parser = parse_listen)]

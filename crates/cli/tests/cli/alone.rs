@@ -113,7 +113,7 @@ async fn an_interrupted_run_is_resumed() {
         origin.wait_until(&blob, |counts| counts.body_bytes >= LENGTH * 2 / 3).await.unwrap();
         let second = user.get(&blob.url, &[]).await;
         assert_eq!(second.code, Some(1), "{second:?}");
-        assert!(second.stdout.contains("another dfget is downloading to the same output"), "{second:?}");
+        assert!(second.stdout.contains("another dfget or dfcache writes the same output"), "{second:?}");
 
         signal(&download, number);
         let cut = ended(download).await;

@@ -24,9 +24,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::UnixListener;
+use tokio::sync::Notify;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
+
+use crate::cached::{self, Cached};
 
 pub(crate) const TASK_ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -56,6 +59,8 @@ pub(crate) struct Script {
     pub(crate) swarm: Option<Task>,
     /// The answer to Status; `None` is a daemon of Dragonfly's.
     pub(crate) status: Option<StatusResponse>,
+    /// What it does with persistent cache tasks.
+    pub(crate) cache: Cached,
     /// The downloads that were asked for.
     pub(crate) asked: Mutex<Vec<Download>>,
     /// Every other call that changes something, with its task.
@@ -83,11 +88,16 @@ impl Fake {
             while let Ok((stream, _)) = listener.accept().await {
                 let script = shared.clone();
                 connections.spawn(async move {
-                    let service = tower::service_fn(move |request| answer(script.clone(), request));
+                    let cut = Arc::new(Notify::new());
+                    let cuts = cut.clone();
+                    let service =
+                        tower::service_fn(move |request| answer(script.clone(), cuts.clone(), request));
                     let builder = auto::Builder::new(TokioExecutor::new()).http2_only();
-                    let _ended = builder
-                        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-                        .await;
+                    let service = TowerToHyperService::new(service);
+                    tokio::select! {
+                        _ended = builder.serve_connection(TokioIo::new(stream), service) => {}
+                        () = cut.notified() => {}
+                    }
                 });
             }
         });
@@ -127,6 +137,18 @@ impl Fake {
     pub(crate) async fn dfget_to_file(&self, arguments: &[&str]) -> Ended {
         let output = self.output("f");
         self.dfget(&[&["http://origin/f", "-O", output.to_str().unwrap()], arguments].concat()).await
+    }
+
+    /// Runs dfcache, without anybody's configuration file.
+    pub(crate) async fn dfcache(&self, arguments: &[&str]) -> Ended {
+        self.dfcache_command(arguments).output().await.unwrap().into()
+    }
+
+    /// dfcache, without anybody's configuration file.
+    pub(crate) fn dfcache_command(&self, arguments: &[&str]) -> tokio::process::Command {
+        let mut command = self.command(env!("CARGO_BIN_EXE_dfcache"), arguments);
+        command.env("XDG_CONFIG_HOME", self.home.path());
+        command
     }
 
     /// Runs dfctl.
@@ -207,10 +229,10 @@ pub(crate) fn whole(content: &[u8], piece_length: usize) -> Vec<Step> {
     steps
 }
 
-type Answered = Result<http::Response<tonic::body::Body>, Infallible>;
-type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(crate) type Answered = Result<http::Response<tonic::body::Body>, Infallible>;
+pub(crate) type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-async fn answer(script: Arc<Script>, request: http::Request<Incoming>) -> Answered {
+async fn answer(script: Arc<Script>, cut: Arc<Notify>, request: http::Request<Incoming>) -> Answered {
     let path = request.uri().path().to_owned();
     match path.as_str() {
         "/dfdaemon.v2.DfdaemonDownload/DownloadTask" => {
@@ -281,7 +303,7 @@ async fn answer(script: Arc<Script>, request: http::Request<Incoming>) -> Answer
             })
             .await
         }
-        _ => Ok(Status::unimplemented(path).into_http()),
+        _ => cached::answer(script, cut, request).await,
     }
 }
 
@@ -326,7 +348,7 @@ fn download(
     Ok(response)
 }
 
-async fn unary<Asked, Told>(
+pub(crate) async fn unary<Asked, Told>(
     request: http::Request<Incoming>,
     tell: impl FnOnce(Asked) -> Result<Told, Status>,
 ) -> Answered
@@ -342,7 +364,7 @@ where
     Ok(tonic::server::Grpc::new(ProstCodec::<Told, Asked>::default()).unary(service, request).await)
 }
 
-async fn stream<Asked, Told>(
+pub(crate) async fn stream<Asked, Told>(
     request: http::Request<Incoming>,
     tell: impl FnOnce(Asked) -> Result<Response<Boxed<Told>>, Status>,
 ) -> Answered

@@ -37,9 +37,22 @@ fn help_names_what_there_is_and_hides_what_there_is_not() {
 }
 
 #[test]
+fn help_says_what_each_program_is_for() {
+    for (program, text) in [
+        (env!("CARGO_BIN_EXE_dfget"), "Downloads a file through the swarm"),
+        (env!("CARGO_BIN_EXE_dfcache"), "Keeps files in the swarm's cache"),
+        (env!("CARGO_BIN_EXE_dfctl"), "Looks at a daemon and steers its tasks"),
+    ] {
+        let (_, stdout, _) = run(program, &["--help"]);
+        assert!(stdout.starts_with(text), "{stdout}");
+    }
+}
+
+#[test]
 fn versions() {
     let programs = [
         ("dfget", env!("CARGO_BIN_EXE_dfget")),
+        ("dfcache", env!("CARGO_BIN_EXE_dfcache")),
         ("dfctl", env!("CARGO_BIN_EXE_dfctl")),
         ("dfdaemon", env!("CARGO_BIN_EXE_dfdaemon")),
         ("dfscheduler", env!("CARGO_BIN_EXE_dfscheduler")),

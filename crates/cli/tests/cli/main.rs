@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod alone;
+mod cached;
 mod demo;
+mod dfcache;
+mod dfcache_export;
+mod dfcache_flags;
 mod dfctl;
 mod dfget;
 mod fake;

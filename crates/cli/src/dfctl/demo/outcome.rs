@@ -8,9 +8,10 @@ use serde_json::json;
 
 use super::TITLE;
 use super::stage::name;
-use crate::dfget::receipt::{Delivery, Sources};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::receipt::Delivery;
+use crate::transfer::Sources;
 use crate::{table, units};
 
 /// One host's copy.

@@ -9,20 +9,20 @@ use crate::progress::{Progress, TICK};
 
 /// A [`Progress`] and its clock.
 #[derive(Debug)]
-pub(super) struct Ticker {
+pub(crate) struct Ticker {
     progress: Progress,
     interval: Interval,
 }
 
 impl Ticker {
-    pub(super) fn new(progress: Progress) -> Self {
+    pub(crate) fn new(progress: Progress) -> Self {
         let mut interval = tokio::time::interval(TICK);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { progress, interval }
     }
 
     /// Waits for `future`, drawing meanwhile.
-    pub(super) async fn beside<T>(&mut self, future: impl Future<Output = T>) -> T {
+    pub(crate) async fn beside<T>(&mut self, future: impl Future<Output = T>) -> T {
         tokio::pin!(future);
         loop {
             tokio::select! {
@@ -33,20 +33,20 @@ impl Ticker {
         }
     }
 
-    pub(super) fn set_total(&mut self, total: u64) {
+    pub(crate) fn set_total(&mut self, total: u64) {
         self.progress.set_total(total);
     }
 
-    pub(super) fn add(&mut self, count: u64) {
+    pub(crate) fn add(&mut self, count: u64) {
         self.progress.add(count);
     }
 
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.progress.reset();
     }
 
     /// Prints a line to stderr in place of the bar, which is drawn anew below it.
-    pub(super) fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         self.progress.suspend(|| {
             // Nobody is left to tell when stderr is closed.
             let _printed = writeln!(io::stderr().lock(), "{text}");

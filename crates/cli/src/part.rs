@@ -16,14 +16,14 @@ use rustix::fs::{CWD, FallocateFlags, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::plan::FileOutput;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::output::FileOutput;
 
 /// Bytes read at a time to compute a digest.
 const READ: usize = 1 << 20;
 /// The part file or directory can vanish between opening and locking it, when the run that held it ends; so often it is made anew.
-pub(super) const ATTEMPTS: usize = 8;
+pub(crate) const ATTEMPTS: usize = 8;
 /// Longest name a file system takes, in bytes.
 const MAX_NAME: usize = 255;
 
@@ -32,7 +32,7 @@ const MAX_NAME: usize = 255;
 pub enum OutputError {
     /// Another process writes the same output.
     #[error(
-        "{path} is locked: another dfget is downloading to the same output; wait for it or name another output"
+        "{path} is locked: another dfget or dfcache writes the same output; wait for it or name another output"
     )]
     Busy {
         /// The part file or directory.
@@ -67,7 +67,7 @@ pub enum OutputError {
 }
 
 impl OutputError {
-    pub(super) fn io(action: &'static str, path: &Path, why: impl Into<io::Error>) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path, why: impl Into<io::Error>) -> Self {
         Self::Io { action, path: path.display().to_string(), why: why.into() }
     }
 }
@@ -216,7 +216,7 @@ impl Drop for Part {
 
 /// The file that is written in the end. A link is followed as any program that opens its output does: the file it names
 /// is what is replaced.
-pub(super) fn target(output: &FileOutput) -> PathBuf {
+pub(crate) fn target(output: &FileOutput) -> PathBuf {
     match fs::canonicalize(&output.path) {
         Ok(target) if output.existed => target,
         _ => output.path.clone(),
@@ -224,7 +224,7 @@ pub(super) fn target(output: &FileOutput) -> PathBuf {
 }
 
 /// `.NAME.<first 16 digits of id><suffix>` beside `target`, its name cut to what a file system takes.
-pub(super) fn hidden(target: &Path, id: &str, suffix: &str) -> PathBuf {
+pub(crate) fn hidden(target: &Path, id: &str, suffix: &str) -> PathBuf {
     let id = &id.as_bytes()[..id.len().min(16)];
     let name = target.file_name().unwrap_or_default().as_bytes();
     let room = MAX_NAME - ".".len() - ".".len() - id.len() - suffix.len();

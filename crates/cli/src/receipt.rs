@@ -3,43 +3,13 @@
 use std::time::Duration;
 
 use damselfly_api::damselfly::v1 as local;
+use damselfly_api::damselfly::v1::local_client::LocalClient;
+use tonic::transport::Channel;
 
-use super::plan::{Output, Plan};
 use crate::endpoint::At;
+use crate::output::Output;
+use crate::transfer::{self, Sources, Transfer};
 use crate::units;
-
-/// Bytes by where they came from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sources {
-    /// From the origin.
-    pub origin: u64,
-    /// From other hosts.
-    pub peers: u64,
-    /// Held by the daemon before.
-    pub local: u64,
-    /// Hosts that bytes came from.
-    pub parents: usize,
-}
-
-impl From<&local::Receipt> for Sources {
-    fn from(receipt: &local::Receipt) -> Self {
-        Self {
-            origin: receipt.origin_bytes,
-            peers: receipt.peer_bytes,
-            local: receipt.local_bytes,
-            parents: receipt.parents.len(),
-        }
-    }
-}
-
-/// Which way the content took to its output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transfer {
-    /// `path` (the daemon wrote it) or `stream` (through the daemon's socket).
-    pub mode: String,
-    /// Why, for people; may be empty.
-    pub reason: String,
-}
 
 /// What a download delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,11 +32,26 @@ pub struct Delivery {
     pub was_complete: Option<bool>,
 }
 
+/// The receipt is asked for when everything is done: it must not hold the end up.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The daemon's own numbers of a download. Dragonfly's daemons do not know the call, and a receipt can be forgotten.
+pub(crate) async fn ask(channel: &Channel, peer_id: &str) -> Option<local::Receipt> {
+    let mut client = LocalClient::new(channel.clone());
+    let request = local::GetReceiptRequest { peer_id: peer_id.to_owned() };
+    let answer = tokio::time::timeout(ASK_TIMEOUT, client.get_receipt(request)).await;
+    answer.ok()?.ok().map(tonic::Response::into_inner)
+}
+
 /// A delivery and the time it took.
 #[derive(Debug)]
 pub struct Receipt<'a> {
-    /// What was asked for.
-    pub plan: &'a Plan,
+    /// What was delivered, for people.
+    pub name: &'a str,
+    /// The origin's URL without secrets, where the content is from one.
+    pub url: Option<&'a str>,
+    /// Where it was delivered to.
+    pub output: &'a Output,
     /// What came of it.
     pub delivery: &'a Delivery,
     /// Who did the work.
@@ -77,7 +62,7 @@ pub struct Receipt<'a> {
 
 impl Receipt<'_> {
     fn output(&self) -> String {
-        match &self.plan.output {
+        match self.output {
             Output::Stdout => "-".to_owned(),
             Output::File(file) => file.path.display().to_string(),
         }
@@ -87,38 +72,15 @@ impl Receipt<'_> {
     #[must_use]
     pub fn text(&self) -> String {
         let Delivery { bytes, sources, transfer, .. } = self.delivery;
-        let speed = units::rate(*bytes, self.elapsed).map(|rate| format!(" ({}/s)", units::bytes(rate)));
-        let mut text = format!(
-            "{} → {}: {} in {}{}, verified\n",
-            self.plan.name,
-            self.output(),
-            units::bytes(*bytes),
-            units::duration(self.elapsed),
-            speed.unwrap_or_default(),
-        );
-        if let Some(sources) = sources {
-            let parents = match sources.parents {
-                0 => String::new(),
-                1 => " (1 parent)".to_owned(),
-                many => format!(" ({many} parents)"),
-            };
-            text.push_str(&format!(
-                "  origin {}, peers {}{parents}, local cache {}\n",
-                units::bytes(sources.origin),
-                units::bytes(sources.peers),
-                units::bytes(sources.local),
-            ));
-        }
-        let way = match transfer.mode.as_str() {
-            "path" if matches!(self.at, At::Here(_)) => "written without a daemon",
-            "path" => "written by the daemon (path)",
-            "stream" => "through the daemon's socket (stream)",
-            "fd" => "through a descriptor (fd)",
-            other => other,
-        };
-        let reason =
-            if transfer.reason.is_empty() { String::new() } else { format!(": {}", transfer.reason) };
-        text.push_str(&format!("  {way}{reason}\n"));
+        let summary = transfer::summary(*bytes, self.elapsed);
+        let mut text = format!("{} → {}: {summary}, verified\n", self.name, self.output());
+        text.push_str(&sources.as_ref().map(Sources::line).unwrap_or_default());
+        let here = matches!(self.at, At::Here(_));
+        text.push_str(&transfer.line(if here {
+            "written without a daemon"
+        } else {
+            "written by the daemon (path)"
+        }));
         text
     }
 
@@ -130,10 +92,9 @@ impl Receipt<'_> {
             At::Socket(socket) => (Some(socket.display().to_string()), None),
             At::Here(schedulers) => (None, Some(schedulers)),
         };
-        serde_json::json!({
+        let mut json = serde_json::json!({
             "ok": true,
             "exit_code": 0,
-            "url": self.plan.url,
             "output": self.output(),
             "task_id": delivery.task_id,
             "host_id": delivery.host_id,
@@ -151,21 +112,24 @@ impl Receipt<'_> {
             "already_complete": delivery.was_complete,
             "daemon": daemon,
             "schedulers": schedulers,
-        })
+        });
+        if let Some(url) = self.url {
+            json["url"] = url.into();
+        }
+        json
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::*;
-    use crate::dfget::args::Args;
+    use crate::output::FileOutput;
 
     #[test]
     fn text_and_json() {
-        let arguments = ["dfget", "http://h/m.bin?sig=secret", "-O", "/tmp/absent-output"];
-        let plan = Plan::new(&Args::try_parse_from(arguments).unwrap()).unwrap();
+        let output =
+            Output::File(FileOutput { path: "/tmp/absent-output".into(), overwrite: false, existed: false });
+        let url = Some("http://h/m.bin?sig=REDACTED");
         let mut delivery = Delivery {
             task_id: "t".to_owned(),
             host_id: "h".to_owned(),
@@ -177,7 +141,14 @@ mod tests {
             was_complete: Some(false),
         };
         let at = At::Socket("/d.sock".into());
-        let receipt = Receipt { plan: &plan, delivery: &delivery, at: &at, elapsed: Duration::from_secs(2) };
+        let receipt = Receipt {
+            name: "/m.bin",
+            url,
+            output: &output,
+            delivery: &delivery,
+            at: &at,
+            elapsed: Duration::from_secs(2),
+        };
         assert_eq!(
             receipt.text(),
             "/m.bin → /tmp/absent-output: 4.0 MiB in 2.00 s (2.0 MiB/s), verified\n  \
@@ -201,7 +172,14 @@ mod tests {
 
         delivery.sources = None;
         delivery.transfer = Transfer { mode: "stream".to_owned(), reason: String::new() };
-        let receipt = Receipt { plan: &plan, delivery: &delivery, at: &at, elapsed: Duration::ZERO };
+        let receipt = Receipt {
+            name: "/m.bin",
+            url,
+            output: &output,
+            delivery: &delivery,
+            at: &at,
+            elapsed: Duration::ZERO,
+        };
         assert_eq!(
             receipt.text(),
             "/m.bin → /tmp/absent-output: 4.0 MiB in 0 ms, verified\n  through the daemon's socket (stream)\n"

@@ -1,0 +1,326 @@
+//! `dfcache.yaml`: what a user or an administrator wants of every dfcache.
+//!
+//! A key may be spelt with underscores (`socket_path`). A key that nothing reads is a warning; a value that cannot be
+//! used is refused with key, value, expectation and place, all of them at once.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use damselfly_actors::config::{ConfigError, Mark, Place, Warning, WrongValue};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+
+use super::args::{ContentId, TransferMode};
+use crate::units;
+
+const NAME: &str = "dfcache.yaml";
+const SYSTEM: &str = "/etc/dragonfly";
+/// Bytes of content under way between the file and the socket.
+const BUFFER: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
+/// Longest value that is quoted, in characters.
+const QUOTED: usize = 120;
+
+/// A value and where the file has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// What a file says; `None` is what it leaves open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct File {
+    /// `client.transfer`.
+    pub transfer: Option<Found<TransferMode>>,
+    /// `client.contentId`.
+    pub content_id: Option<Found<ContentId>>,
+    /// `client.streaming.bufferSize`, bytes.
+    pub buffer_size: Option<Found<u64>>,
+    /// `client.streaming.idleTimeout`, longer than nothing.
+    pub idle_timeout: Option<Found<Duration>>,
+    /// `client.uds.socketPath`.
+    pub socket_path: Option<Found<PathBuf>>,
+}
+
+impl File {
+    /// Reads the file that is to be read: `named`, else the user's, else the system's, else none.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no YAML, or has values that cannot be used.
+    pub fn load(
+        named: Option<&Path>,
+        env: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<(Self, Vec<Warning>), ConfigError> {
+        if let Some(named) = named {
+            let source = std::fs::read_to_string(named)
+                .map_err(|source| ConfigError::Read { file: named.to_owned(), source })?;
+            return Self::parse(named, &source);
+        }
+        for file in candidates(env) {
+            match std::fs::read_to_string(&file) {
+                Ok(source) => return Self::parse(&file, &source),
+                Err(why) if matches!(why.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(source) => return Err(ConfigError::Read { file, source }),
+            }
+        }
+        Ok((Self::default(), Vec::new()))
+    }
+
+    /// Reads `source`, the text of `file`.
+    ///
+    /// # Errors
+    /// When it is no YAML, or has values that cannot be used.
+    pub fn parse(file: &Path, source: &str) -> Result<(Self, Vec<Warning>), ConfigError> {
+        let mut options = serde_saphyr::Options::default();
+        options.with_snippet = false;
+        let root: Spanned<Raw> = serde_saphyr::from_str_with_options(source, options).map_err(|why| {
+            let mark = why.location().map(Mark::from).unwrap_or_default();
+            let place = Place { file: file.to_owned(), mark };
+            ConfigError::Syntax { place, message: why.to_string() }
+        })?;
+        let mut reader = Reader { file, keys: BTreeMap::new(), wrong: Vec::new() };
+        reader.spread("", root);
+        let transfer = reader.take("client.transfer", "auto, path or stream", |text| choice(&text));
+        let content_id = reader.take("client.contentId", "sha256 or blake3", |text| choice(&text));
+        let size = "a size from 1MiB to 1GiB, such as 4MiB";
+        let buffer_size = reader.take("client.streaming.bufferSize", size, |text| {
+            units::parse_size(&text).ok().map(|size| size.as_u64()).filter(|size| BUFFER.contains(size))
+        });
+        let duration = "a duration longer than nothing, such as 300s";
+        let idle_timeout = reader.take("client.streaming.idleTimeout", duration, |text| {
+            humantime::parse_duration(&text).ok().filter(|duration| !duration.is_zero())
+        });
+        let absolute = "an absolute path";
+        let socket_path = reader.take("client.uds.socketPath", absolute, |text| {
+            Some(PathBuf::from(text)).filter(|path| path.is_absolute())
+        });
+        if !reader.wrong.is_empty() {
+            return Err(ConfigError::Values(reader.wrong));
+        }
+        let unknown = |(key, (_, place)): (String, (Raw, Place))| Warning {
+            key,
+            message: "unknown key; it has no effect".to_owned(),
+            place: Some(place),
+        };
+        let warnings = reader.keys.into_iter().map(unknown).collect();
+        Ok((Self { transfer, content_id, buffer_size, idle_timeout, socket_path }, warnings))
+    }
+}
+
+/// The user's file, then the system's, which is the one beside the system's dfdaemon.yaml.
+fn candidates(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let user = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
+    let directories = user.map(|base| base.join("dragonfly")).into_iter().chain([SYSTEM.into()]);
+    directories.map(|directory| directory.join(NAME)).collect()
+}
+
+fn choice<T: clap::ValueEnum>(text: &str) -> Option<T> {
+    T::from_str(text, false).ok()
+}
+
+/// The keys of a file that nobody has asked for yet, by their path, and what is wrong with the others.
+struct Reader<'a> {
+    file: &'a Path,
+    keys: BTreeMap<String, (Raw, Place)>,
+    wrong: Vec<WrongValue>,
+}
+
+impl Reader<'_> {
+    /// Notes every key beneath `path`.
+    fn spread(&mut self, path: &str, node: Spanned<Raw>) {
+        let place = Place { file: self.file.to_owned(), mark: node.referenced.into() };
+        match node.value {
+            Raw::Map(entries) => {
+                for (key, value) in entries {
+                    let key = camel(&key.value);
+                    let path = if path.is_empty() { key } else { format!("{path}.{key}") };
+                    self.spread(&path, value);
+                }
+            }
+            Raw::Null => {}
+            value if path.is_empty() => {
+                self.refuse("the document", &value, "a section of keys and values", place);
+            }
+            value if SECTIONS.contains(&path) => {
+                self.refuse(path, &value, "a section of keys and values", place);
+            }
+            value => {
+                self.keys.insert(path.to_owned(), (value, place));
+            }
+        }
+    }
+
+    fn take<T>(&mut self, key: &str, expected: &str, read: impl Fn(String) -> Option<T>) -> Option<Found<T>> {
+        let (raw, place) = self.keys.remove(key)?;
+        let value = match &raw {
+            Raw::Scalar(text) => read(text.clone()),
+            _ => None,
+        };
+        if value.is_none() {
+            self.refuse(key, &raw, expected, place.clone());
+        }
+        value.map(|value| Found { value, place })
+    }
+
+    fn refuse(&mut self, key: &str, value: &Raw, expected: &str, place: Place) {
+        let value = match value {
+            Raw::Scalar(text) => format!("{:?}", text.chars().take(QUOTED).collect::<String>()),
+            Raw::List => "a list".to_owned(),
+            Raw::Map(_) => "a section".to_owned(),
+            Raw::Null => "empty".to_owned(),
+        };
+        let (key, expected) = (key.to_owned(), expected.to_owned());
+        self.wrong.push(WrongValue { key, value, expected, place, snippet: None });
+    }
+}
+
+/// What must be a section where it stands in the file.
+const SECTIONS: [&str; 3] = ["client", "client.streaming", "client.uds"];
+
+/// `socket_path` as `socketPath`.
+fn camel(key: &str) -> String {
+    let mut parts = key.split('_');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let mut letters = part.chars();
+        text.extend(letters.next().map(|first| first.to_ascii_uppercase()));
+        text.push_str(letters.as_str());
+    }
+    text
+}
+
+/// A YAML value before anybody says what it should be.
+#[derive(Debug)]
+enum Raw {
+    Null,
+    Scalar(String),
+    List,
+    Map(Vec<(Spanned<String>, Spanned<Raw>)>),
+}
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RawVisitor)
+    }
+}
+
+struct RawVisitor;
+
+macro_rules! scalars {
+    ($($visit:ident: $type:ty),*) => {
+        $(fn $visit<E>(self, value: $type) -> Result<Raw, E> {
+            Ok(Raw::Scalar(value.to_string()))
+        })*
+    };
+}
+
+impl<'de> Visitor<'de> for RawVisitor {
+    type Value = Raw;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    scalars!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_i128: i128, visit_u128: u128, visit_f64: f64, visit_str: &str);
+
+    fn visit_unit<E>(self) -> Result<Raw, E> {
+        Ok(Raw::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Raw, E> {
+        Ok(Raw::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Raw, D::Error> {
+        Raw::deserialize(deserializer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Raw, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Raw::List)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Raw::Map(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(source: &str) -> Result<(File, Vec<Warning>), ConfigError> {
+        File::parse(Path::new("/c/dfcache.yaml"), source)
+    }
+
+    #[test]
+    fn every_key_has_its_place() {
+        let (file, warnings) = parse(
+            "client:\n  transfer: stream\n  contentId: blake3\n  streaming:\n    bufferSize: 8MiB\n    idleTimeout: 10s\n  uds:\n    \
+             socketPath: /d.sock\n",
+        )
+        .unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let transfer = file.transfer.unwrap();
+        assert_eq!((transfer.value, transfer.place.mark.line), (TransferMode::Stream, 2));
+        assert_eq!(transfer.place.to_string(), "/c/dfcache.yaml:2:13");
+        assert_eq!(file.content_id.unwrap().value, ContentId::Blake3);
+        assert_eq!(file.buffer_size.unwrap().value, 8 << 20);
+        assert_eq!(file.idle_timeout.unwrap().value, Duration::from_secs(10));
+        assert_eq!(file.socket_path.unwrap().value, Path::new("/d.sock"));
+    }
+
+    #[test]
+    fn underscores_will_do_and_unknown_keys_are_named() {
+        let (file, warnings) =
+            parse("client:\n  content_id: blake3\n  uds: {socket_path: /d}\n  colour: red\nother: [1]\n")
+                .unwrap();
+        assert!(file.content_id.is_some() && file.socket_path.is_some(), "{file:?}");
+        let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            warnings,
+            [
+                "/c/dfcache.yaml:4:11: client.colour: unknown key; it has no effect",
+                "/c/dfcache.yaml:5:8: other: unknown key; it has no effect"
+            ]
+        );
+    }
+
+    #[test]
+    fn wrong_values_are_named_all_at_once() {
+        let wrong = parse(
+            "client:\n  transfer: pigeon\n  streaming:\n    bufferSize: 4k\n    idleTimeout: 5\n  uds: d.sock\n",
+        );
+        let text = wrong.unwrap_err().to_string();
+        let expected = "/c/dfcache.yaml:2:13: client.transfer is \"pigeon\": expected auto, path or stream";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("client.streaming.bufferSize is \"4k\""), "{text}");
+        assert!(text.contains("client.streaming.idleTimeout is \"5\""), "{text}");
+        assert!(text.contains("client.uds is \"d.sock\": expected a section"), "{text}");
+        assert_eq!(text.lines().count(), 4, "{text}");
+        assert!(parse("client: [").unwrap_err().to_string().contains("malformed YAML"));
+        assert!(parse("").unwrap().0 == File::default());
+    }
+
+    #[test]
+    fn the_users_file_comes_first() {
+        let env = |name: &str| (name == "HOME").then(|| OsString::from("/home/u"));
+        let all =
+            ["/home/u/.config/dragonfly/dfcache.yaml", "/etc/dragonfly/dfcache.yaml"].map(PathBuf::from);
+        assert_eq!(candidates(env), all);
+        let env = |name: &str| (name == "XDG_CONFIG_HOME").then(|| OsString::from("/x"));
+        assert_eq!(candidates(env)[0], Path::new("/x/dragonfly/dfcache.yaml"));
+        assert_eq!(candidates(|_| None), [PathBuf::from("/etc/dragonfly/dfcache.yaml")]);
+    }
+}

@@ -1,0 +1,241 @@
+//! An import over the daemon's socket: what the source brings, in order, and on from where a broken connection left off.
+
+use std::time::Duration;
+
+use damselfly_api::damselfly::v1::StatUploadRequest;
+use damselfly_api::damselfly::v1::local_client::LocalClient;
+use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
+use damselfly_api::dfdaemon::v2::write_persistent_cache_task_request::Request as Part;
+use damselfly_api::dfdaemon::v2::{
+    PersistentCacheTaskChunk, WritePersistentCacheTaskFinished, WritePersistentCacheTaskRequest,
+    WritePersistentCacheTaskResponse, WritePersistentCacheTaskStarted,
+};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status};
+use tracing::info;
+
+use super::import::{Plan, TITLE, refused};
+use super::source::{CHUNK, SourceError};
+use crate::client::call;
+use crate::endpoint::Daemon;
+use crate::exit::Exit;
+use crate::failure::{Failure, Reason, is_broken_connection, root_cause};
+use crate::ticker::Ticker;
+use crate::units;
+
+/// How often a broken stream is taken up again.
+const RETRIES: u32 = 3;
+/// Before the first of these; twice as long before each further one.
+const BACKOFF: Duration = Duration::from_millis(100);
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) struct Uploaded {
+    pub(super) response: WritePersistentCacheTaskResponse,
+    /// Bytes of the content.
+    pub(super) bytes: u64,
+    /// The first byte that this run sent.
+    pub(super) resumed_at: u64,
+}
+
+/// Why nothing was imported.
+#[derive(Debug, Error)]
+pub(super) enum UploadError {
+    /// The daemon does not know the call.
+    #[error(transparent)]
+    Unsupported(Status),
+    /// Anything else.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+/// Why one stream ended without an import.
+#[derive(Debug, Error)]
+enum StreamError {
+    #[error("the daemon answered with {0}")]
+    Status(Status),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("the daemon answered before it had everything; its version does not fit this dfcache")]
+    Early,
+    #[error("nothing came from {name} for {} (client.streaming.idleTimeout)", units::duration(*.idle))]
+    SilentSource { name: String, idle: Duration },
+    #[error("the daemon took nothing for {} (client.streaming.idleTimeout); run the command again", units::duration(*.idle))]
+    SilentDaemon { idle: Duration },
+}
+
+impl From<StreamError> for UploadError {
+    fn from(error: StreamError) -> Self {
+        UploadError::Failed(match error {
+            StreamError::Status(status) if status.code() == Code::Unimplemented => {
+                return UploadError::Unsupported(status);
+            }
+            StreamError::Status(status) => refused(&status),
+            StreamError::Source(why) => why.into(),
+            StreamError::SilentSource { .. } | StreamError::SilentDaemon { .. } => {
+                Failure::new(TITLE, Exit::Timeout, error)
+            }
+            StreamError::Early => Failure::new(TITLE, Exit::Failure, error),
+        })
+    }
+}
+
+impl StreamError {
+    /// The connection's failure, if that is what it is.
+    fn broken(&self) -> Option<&Status> {
+        match self {
+            StreamError::Status(status) if is_broken_connection(status) && Reason::of(status).is_none() => {
+                Some(status)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Uploads what `plan` says, a file in several streams if the connection breaks.
+pub(super) async fn run(plan: &Plan, daemon: &Daemon, ticker: &mut Ticker) -> Result<Uploaded, UploadError> {
+    let upload_id = plan.upload_id();
+    let mut retries = 0;
+    let mut first = None;
+    loop {
+        let sent = async {
+            let offset = ticker.beside(verified(plan, daemon, &upload_id)).await?;
+            let resumed_at = *first.get_or_insert(offset);
+            if offset > 0 {
+                ticker.note(&format!("dfcache: going on at {}", units::bytes(offset)));
+            }
+            info!(offset, upload_id, "upload starts");
+            let (response, bytes) = write(plan, daemon, &upload_id, offset, ticker).await?;
+            Ok(Uploaded { response, bytes, resumed_at })
+        };
+        let error: StreamError = match sent.await {
+            Ok(uploaded) => return Ok(uploaded),
+            Err(error) => error,
+        };
+        let Some(status) = error.broken().filter(|_| !upload_id.is_empty() && retries < RETRIES) else {
+            return Err(given_up(plan, error));
+        };
+        let wait = BACKOFF * 2_u32.pow(retries);
+        ticker.note(&format!("dfcache: the connection to the daemon broke ({})", root_cause(status)));
+        ticker.beside(tokio::time::sleep(wait)).await;
+        retries += 1;
+    }
+}
+
+fn given_up(plan: &Plan, error: StreamError) -> UploadError {
+    let is_broken = error.broken().is_some();
+    let mut error = UploadError::from(error);
+    if let UploadError::Failed(failure) = &mut error
+        && is_broken
+    {
+        let hint = match plan.source.length() {
+            Some(_) => "; it goes on where this one ended",
+            None => "; what came from a pipe cannot be sent again, nothing was imported",
+        };
+        failure.message.push_str(hint);
+    }
+    error
+}
+
+/// How much of the upload the daemon has; 0 for one that it does not know, and for a pipe.
+async fn verified(plan: &Plan, daemon: &Daemon, upload_id: &str) -> Result<u64, StreamError> {
+    let Some(length) = plan.source.length().filter(|_| !upload_id.is_empty()) else { return Ok(0) };
+    let request = StatUploadRequest { upload_id: upload_id.to_owned() };
+    match LocalClient::new(daemon.channel.clone()).stat_upload(call(request)).await {
+        // More than there is would be another file's.
+        Ok(found) => Ok(Some(found.into_inner().verified_length).filter(|&at| at <= length).unwrap_or(0)),
+        // What cannot tell is asked to take all of it.
+        Err(status) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => Ok(0),
+        Err(status) => Err(StreamError::Status(status)),
+    }
+}
+
+/// One stream, from `offset` to the end. Returns the answer and the content's length.
+async fn write(
+    plan: &Plan,
+    daemon: &Daemon,
+    upload_id: &str,
+    offset: u64,
+    ticker: &mut Ticker,
+) -> Result<(WritePersistentCacheTaskResponse, u64), StreamError> {
+    let (to, from) = mpsc::channel(1);
+    let mut request = Request::new(ReceiverStream::new(from));
+    request.set_timeout(plan.timeout);
+    let mut client = DfdaemonDownloadClient::new(daemon.channel.clone());
+    let call = client.write_persistent_cache_task(request);
+    tokio::pin!(call);
+    let bytes = tokio::select! {
+        biased;
+        answer = &mut call => return match answer {
+            Ok(_) => Err(StreamError::Early),
+            Err(status) => Err(StreamError::Status(status)),
+        },
+        poured = pour(plan, upload_id, offset, to, ticker) => poured?,
+    };
+    // Until the daemon has flushed it and as many copies stand as were asked for.
+    let answer = ticker.beside(call).await;
+    answer.map(|answer| (answer.into_inner(), bytes)).map_err(StreamError::Status)
+}
+
+/// Sends everything from `offset` on. Returns the content's length, also when nobody listens any more: the call says why.
+async fn pour(
+    plan: &Plan,
+    upload_id: &str,
+    offset: u64,
+    to: mpsc::Sender<WritePersistentCacheTaskRequest>,
+    ticker: &mut Ticker,
+) -> Result<u64, StreamError> {
+    let send = async |part: Part| {
+        let message = WritePersistentCacheTaskRequest { request: Some(part) };
+        match tokio::time::timeout(plan.idle, to.send(message)).await {
+            Ok(sent) => Ok(sent.is_ok()),
+            Err(_elapsed) => Err(StreamError::SilentDaemon { idle: plan.idle }),
+        }
+    };
+    ticker.reset();
+    if let Some(length) = plan.source.length() {
+        ticker.set_total(length);
+    }
+    ticker.add(offset);
+    let mut at = offset;
+    if !ticker.beside(send(Part::Started(started(plan, upload_id, offset)))).await? {
+        return Ok(at);
+    }
+    // One chunk is in the channel of the call.
+    let ahead = usize::try_from(plan.buffer).unwrap_or(usize::MAX) / CHUNK;
+    let mut chunks = plan.source.read(offset, ahead.saturating_sub(1))?;
+    loop {
+        let next = ticker.beside(tokio::time::timeout(plan.idle, chunks.recv())).await;
+        let Ok(next) = next else {
+            return Err(StreamError::SilentSource { name: plan.source.name.clone(), idle: plan.idle });
+        };
+        let Some(content) = next.transpose()? else { break };
+        let count = content.len() as u64;
+        if !ticker.beside(send(Part::Chunk(PersistentCacheTaskChunk { content }))).await? {
+            return Ok(at);
+        }
+        at += count;
+        ticker.add(count);
+    }
+    ticker.beside(send(Part::Finished(WritePersistentCacheTaskFinished { digest: None }))).await?;
+    Ok(at)
+}
+
+fn started(plan: &Plan, upload_id: &str, offset: u64) -> WritePersistentCacheTaskStarted {
+    WritePersistentCacheTaskStarted {
+        persistent_replica_count: plan.replicas,
+        tag: plan.tag.clone(),
+        application: plan.application.clone(),
+        ttl: prost_types::Duration::try_from(plan.ttl).ok(),
+        content_length: plan.source.length(),
+        piece_length: plan.piece_length,
+        content_for_calculating_task_id: plan.id_from.clone(),
+        remote_ip: None,
+        ack: plan.ack,
+        content_id: plan.content_id.to_string(),
+        upload_id: upload_id.to_owned(),
+        offset,
+    }
+}
