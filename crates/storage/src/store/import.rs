@@ -82,10 +82,10 @@ impl Drop for Place {
 }
 
 impl Store {
-    /// Begins an import.
+    /// Begins an import. What its length says is admitted at once; without one, room is admitted as the content comes.
     ///
     /// # Errors
-    /// [`StoreError::Closed`]; a failing disk.
+    /// [`StoreError::NoSpace`] with the numbers; [`StoreError::Closed`]; a full or failing disk.
     pub fn begin_import(self: &Arc<Self>, import: NewImport) -> Result<Import, StoreError> {
         if self.shared.closed.load(Ordering::Acquire) {
             return Err(StoreError::Closed);
@@ -104,6 +104,9 @@ impl Store {
         let piped = import.content_length.is_none().then_some(PIPED_PIECE_LENGTH);
         if let Some(piece_length) = import.piece_length.or(piped) {
             writer = writer.with_piece_length(piece_length);
+        }
+        if let Some(content_length) = import.content_length {
+            writer = writer.with_content_length(content_length)?;
         }
         let hasher = match import.id {
             ImportId::Given(_) => None,
