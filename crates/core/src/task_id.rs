@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
-use crate::digest::hex;
-use crate::{HostId, IdError, Kind, PeerId, TaskId, redact};
+use crate::digest::{Computed, hex};
+use crate::{Algorithm, HostId, IdError, Kind, PeerId, TaskId, redact};
 
 /// Query parameters that sign a URL without naming other content. Command line clients leave them out of the id unless
 /// told otherwise; a gRPC caller's empty list stays empty.
@@ -190,6 +190,15 @@ impl PersistentCacheHasher {
             Inner::Blake3(hasher) => {
                 hasher.update(bytes);
             }
+        }
+    }
+
+    /// The digest of the content taken, so that whoever wants that one, too, need not read the content again.
+    #[must_use]
+    pub fn content_digest(&self) -> Computed {
+        match &self.0 {
+            Inner::Sha256(hasher) => Computed::Hex(Algorithm::Sha256, hex(&hasher.clone().finalize())),
+            Inner::Blake3(hasher) => Computed::Hex(Algorithm::Blake3, hasher.finalize().to_hex().to_string()),
         }
     }
 

@@ -5,7 +5,7 @@
 use damselfly_core::task_id::{
     ContentId, DEFAULT_FILTERED_QUERY_PARAMS, PersistentCacheHasher, StandardInput, normalised_url, standard,
 };
-use damselfly_core::{HostId, IdError, Kind, PeerId, TaskId};
+use damselfly_core::{Algorithm, Hasher, HostId, IdError, Kind, PeerId, TaskId};
 
 fn input(url: &str) -> StandardInput<'_> {
     StandardInput {
@@ -148,6 +148,12 @@ fn persistent_cache_ids() {
         for chunk in bytes.chunks(5) {
             hasher.update(chunk);
         }
+        let mut plain = Hasher::new(match content_id {
+            ContentId::Sha256 => Algorithm::Sha256,
+            ContentId::Blake3 => Algorithm::Blake3,
+        });
+        plain.update(bytes);
+        assert_eq!(hasher.content_digest(), plain.finish());
         hasher.finish(tag, application, piece_length).unwrap().to_string()
     };
     let file = b"This is a test file";

@@ -212,6 +212,11 @@ impl Store {
         Ok(TaskContent::assemble(shared, paths, io, header, PieceSet::default(), Vec::new(), false))
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// All tasks, in no order.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<TaskContent>> {

@@ -197,6 +197,13 @@ impl Bench {
     }
 }
 
+impl Store {
+    /// Bytes promised and not backed by blocks.
+    pub(crate) fn pending(&self) -> u64 {
+        self.shared().ledger.totals().pending
+    }
+}
+
 pub(crate) fn key(number: u32) -> TaskKey {
     TaskKey { kind: Kind::Standard, id: TaskId::parse(&format!("{number:064x}")).unwrap() }
 }

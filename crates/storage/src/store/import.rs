@@ -8,8 +8,9 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use damselfly_core::digest::Computed;
 use damselfly_core::task_id::{ContentId, PersistentCacheHasher};
-use damselfly_core::{Crc, Digest, Geometry, Kind, PieceSet, TaskId, TaskKey};
+use damselfly_core::{Algorithm, Crc, Digest, Geometry, Kind, PieceSet, TaskId, TaskKey};
 
 use super::{Store, remove_files};
 use crate::error::StoreError;
@@ -50,6 +51,8 @@ pub struct Imported {
     pub content: Arc<TaskContent>,
     /// Equal content was there under the id already: it stays, and lives as long as this import was to live.
     pub existed: bool,
+    /// The CRC of every piece, in order.
+    pub crcs: Vec<Crc>,
 }
 
 /// An import under way. Dropped before its end, it leaves nothing behind.
@@ -82,10 +85,10 @@ impl Drop for Place {
 }
 
 impl Store {
-    /// Begins an import.
+    /// Begins an import. What its length says is admitted at once; without one, room is admitted as the content comes.
     ///
     /// # Errors
-    /// [`StoreError::Closed`]; a failing disk.
+    /// [`StoreError::NoSpace`] with the numbers; [`StoreError::Closed`]; a full or failing disk.
     pub fn begin_import(self: &Arc<Self>, import: NewImport) -> Result<Import, StoreError> {
         if self.shared.closed.load(Ordering::Acquire) {
             return Err(StoreError::Closed);
@@ -105,6 +108,9 @@ impl Store {
         if let Some(piece_length) = import.piece_length.or(piped) {
             writer = writer.with_piece_length(piece_length);
         }
+        if let Some(content_length) = import.content_length {
+            writer = writer.with_content_length(content_length)?;
+        }
         let hasher = match import.id {
             ImportId::Given(_) => None,
             ImportId::Content(content_id) => Some(PersistentCacheHasher::new(content_id)),
@@ -117,10 +123,9 @@ impl Store {
         &self,
         key: TaskKey,
         place: &Place,
-        geometry: Geometry,
+        (geometry, crcs): (Geometry, Vec<Crc>),
         new: &NewTask,
     ) -> Result<Imported, StoreError> {
-        let crcs = place.content.all_crcs();
         let tombstones = self.changing.lock();
         if self.shared.closed.load(Ordering::Acquire) {
             return Err(StoreError::Closed);
@@ -129,7 +134,7 @@ impl Store {
         if let Some(there) = self.get(&key) {
             if there.is_complete() {
                 let equal = there.geometry() == Some(geometry) && there.all_crcs() == crcs;
-                return if equal { self.renew(there, new) } else { Err(StoreError::Taken(key)) };
+                return if equal { self.renew(there, crcs, new) } else { Err(StoreError::Taken(key)) };
             }
             generation = generation.max(there.meta().generation + 1);
             there.end(true)?;
@@ -156,7 +161,7 @@ impl Store {
             drop(remove_files(system, &paths)); // the opening store removes it too
         })?;
         let held = PieceSet::full(geometry.piece_count());
-        let content = TaskContent::assemble(Arc::clone(shared), paths, io, header, held, crcs, false);
+        let content = TaskContent::assemble(Arc::clone(shared), paths, io, header, held, crcs.clone(), false);
         if let Err(why) = content.sync() {
             content.end(true)?;
             remove_files(system, content.paths())?;
@@ -164,11 +169,16 @@ impl Store {
         }
         self.tasks.lock().insert(key, Arc::clone(&content));
         drop(tombstones);
-        Ok(Imported { content, existed: false })
+        Ok(Imported { content, existed: false, crcs })
     }
 
     /// Equal content that is here already, to live and to be kept as the new import would be.
-    fn renew(&self, content: Arc<TaskContent>, new: &NewTask) -> Result<Imported, StoreError> {
+    fn renew(
+        &self,
+        content: Arc<TaskContent>,
+        crcs: Vec<Crc>,
+        new: &NewTask,
+    ) -> Result<Imported, StoreError> {
         content.extend_ttl(new.ttl.unwrap_or(self.options.task_ttl))?;
         content.set_persistent(true)?;
         content.set_replica_target(new.replica_target)?;
@@ -176,7 +186,7 @@ impl Store {
             content.add_owner(uid)?;
         }
         content.sync()?;
-        Ok(Imported { content, existed: true })
+        Ok(Imported { content, existed: true, crcs })
     }
 }
 
@@ -213,9 +223,10 @@ impl Import {
         if let Some(announced) = import.content_length.filter(|announced| *announced != found) {
             return Err(StoreError::WrongLength { announced, found });
         }
-        let (geometry, _) = writer.finish()?;
+        let (geometry, crcs) = writer.finish()?;
         if let Some(expected) = digest {
-            let computed = place.content.digest(expected.algorithm())?;
+            let known = known_digest(expected.algorithm(), hasher.as_ref(), geometry, &crcs);
+            let computed = known.map_or_else(|| place.content.digest(expected.algorithm()), Ok)?;
             if !expected.matches(&computed) {
                 let (expected, found) = (expected.to_string(), computed.to_string());
                 return Err(StoreError::WrongDigest { expected, found });
@@ -234,8 +245,29 @@ impl Import {
         let key = TaskKey { kind: Kind::PersistentCache, id };
         // The bulk of it before others have to wait.
         place.content.sync()?;
-        store.adopt(key, &place, geometry, &import.new)
+        store.adopt(key, &place, (geometry, crcs), &import.new)
     }
+
+    /// Ends the import without a result: nothing of it is left behind.
+    pub fn cancel(self) {
+        drop(self);
+    }
+}
+
+/// The whole content's digest, if it follows from what was computed as the content came. Otherwise it has to be read.
+fn known_digest(
+    algorithm: Algorithm,
+    hasher: Option<&PersistentCacheHasher>,
+    geometry: Geometry,
+    crcs: &[Crc],
+) -> Option<Computed> {
+    if algorithm == Algorithm::Crc32 {
+        let pieces = (0..geometry.piece_count()).filter_map(|number| geometry.piece(number)).zip(crcs);
+        let whole = pieces.fold(Crc(0), |whole, (span, crc)| whole.followed_by(*crc, span.length));
+        return Some(Computed::Crc32(whole.0));
+    }
+    let computed = hasher?.content_digest();
+    matches!(&computed, Computed::Hex(of, _) if *of == algorithm).then_some(computed)
 }
 
 impl TaskContent {

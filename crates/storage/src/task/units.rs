@@ -13,7 +13,7 @@ use crate::copy::read_through;
 use crate::error::StoreError;
 
 /// Divides every derived piece length, so that the CRCs of units can be combined to those of pieces.
-const UNIT: u64 = MIN_PIECE_LENGTH;
+pub(crate) const UNIT: u64 = MIN_PIECE_LENGTH;
 
 /// Writes content of unknown length. Dropped unfinished, it leaves nothing behind.
 #[derive(Debug)]
@@ -25,8 +25,9 @@ pub struct UnitWriter {
     position: u64,
     unit: crc32fast::Hasher,
     crcs: Vec<Crc>,
-    /// Bytes admitted for whole units, and those of them that no write has filled.
+    /// Bytes admitted from the start of the content on, and those of them that the file system accounts for by now.
     admitted: u64,
+    backed: u64,
     piece_length: Option<u64>,
     /// The pieces are published and accounted for; nothing is to be undone.
     finished: bool,
@@ -53,6 +54,7 @@ impl TaskContent {
                 unit: crc32fast::Hasher::new(),
                 crcs: Vec::new(),
                 admitted: 0,
+                backed: 0,
                 piece_length: None,
                 finished: false,
             })
@@ -66,6 +68,33 @@ impl UnitWriter {
     pub fn with_piece_length(mut self, piece_length: u64) -> Self {
         self.piece_length = Some(piece_length);
         self
+    }
+
+    /// Admits all of a content whose length is told beforehand, and has it allocated. More may come all the same, and
+    /// is admitted by the unit.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`] with the numbers; a full disk.
+    pub fn with_content_length(mut self, content_length: u64) -> Result<Self, StoreError> {
+        let task = Arc::clone(self.using.task());
+        let Some(needed) = content_length.checked_sub(self.admitted).filter(|&needed| needed > 0) else {
+            return Ok(self);
+        };
+        task.admit(needed, &self.using)?;
+        let offset = self.admitted;
+        self.admitted = content_length;
+        let allocated = task.shared.system.allocate(&self.file, offset, needed);
+        if allocated.map_err(StoreError::at("cannot allocate", &task.paths.data))? {
+            self.back(content_length);
+        }
+        Ok(self)
+    }
+
+    /// The file system accounts for everything up to `end`.
+    fn back(&mut self, end: u64) {
+        let fresh = end.saturating_sub(self.backed);
+        self.using.task().shared.ledger.backed(fresh);
+        self.backed += fresh;
     }
 
     /// Bytes written so far.
@@ -87,7 +116,8 @@ impl UnitWriter {
                 task.admit(UNIT, &self.using)?;
                 self.admitted += UNIT;
             }
-            let room = usize::try_from(UNIT - filled).unwrap_or(usize::MAX).min(bytes.len());
+            let room = (UNIT - filled).min(self.admitted - self.position);
+            let room = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
             let (head, rest) = bytes.split_at(room);
             let written = task.shared.system.write_at(&self.file, head, self.position);
             written.map_err(StoreError::at("cannot write", &task.paths.data))?;
@@ -95,7 +125,7 @@ impl UnitWriter {
             self.position += head.len() as u64;
             if self.position.is_multiple_of(UNIT) {
                 self.crcs.push(Crc(std::mem::take(&mut self.unit).finalize()));
-                task.shared.ledger.backed(UNIT);
+                self.back(self.position);
             }
             bytes = rest;
         }
@@ -162,18 +192,13 @@ impl UnitWriter {
                 inner.pieces.published.insert(number);
                 inner.pieces.allocated.insert(number);
             }
-            // What was admitted in whole units is exactly as long as the content now.
-            task.shared.ledger.release(self.admitted - self.position, self.admitted - self.backed());
+            // What was admitted is exactly as long as the content now, and all of it is there.
+            task.shared.ledger.release(self.admitted - self.position, self.admitted - self.backed);
             self.finished = true;
         }
         drop(io);
         task.announce();
         Ok((geometry, crcs))
-    }
-
-    /// Bytes of full units.
-    fn backed(&self) -> u64 {
-        self.position - self.position % UNIT
     }
 
     fn piece_crcs(&self, geometry: Geometry) -> Result<Vec<Crc>, StoreError> {
@@ -205,7 +230,7 @@ impl Drop for UnitWriter {
             return;
         }
         let task = self.using.task();
-        task.shared.ledger.release(self.admitted, self.admitted - self.backed());
+        task.shared.ledger.release(self.admitted, self.admitted - self.backed);
         // The file is this writer's alone until `streaming` is taken back.
         if task.geometry().is_none()
             && let Err(error) = self.file.set_len(0)

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use damselfly_core::task_id::{ContentId, PersistentCacheHasher};
-use damselfly_core::{Algorithm, Digest, Geometry, Hasher, TaskKey};
+use damselfly_core::{Algorithm, Crc, Digest, Geometry, Hasher, TaskKey};
 use proptest::prelude::*;
 
 use crate::testing::{Bench, begin, bytes, complete, fetch, persistent_key, put};
@@ -119,12 +119,40 @@ fn what_is_not_as_announced_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn every_digest_is_compared_whatever_the_id_is_made_of() {
+    let content = bytes(5, UNIT + 9000);
+    let ids = [ImportId::Given(persistent_key(1).id)]
+        .into_iter()
+        .chain([ContentId::Sha256, ContentId::Blake3].map(ImportId::Content));
+    for id in ids {
+        for (algorithm, piece_length) in Algorithm::ALL.into_iter().flat_map(|a| [(a, 4096), (a, 3 << 20)]) {
+            let digest = |bytes: &[u8]| -> Digest {
+                let mut hasher = Hasher::new(algorithm);
+                hasher.update(bytes);
+                hasher.finish().to_string().parse().unwrap()
+            };
+            let (bench, piece_length) = (Bench::new(), Some(piece_length));
+            let store = bench.open();
+            let begin = || store.begin_import(NewImport { id: id.clone(), piece_length, ..new() }).unwrap();
+            let wrong = write(begin(), &content, UNIT).finish(Some(&digest(&content[1..]))).unwrap_err();
+            assert!(matches!(wrong, StoreError::WrongDigest { .. }), "{wrong}");
+            assert_clean(&bench, &store);
+            let done = write(begin(), &content, UNIT).finish(Some(&digest(&content))).unwrap();
+            let pieces = content.chunks(usize::try_from(piece_length.unwrap()).unwrap());
+            assert_eq!(done.crcs, pieces.map(Crc::of).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
 fn an_import_that_does_not_end_is_never_seen() {
     let (bench, content) = (Bench::new(), bytes(6, 2 * UNIT + 5));
     let store = bench.open();
     let unfinished = write(store.begin_import(given(1)).unwrap(), &content, UNIT);
     assert!(store.list().is_empty() && store.get(&persistent_key(1)).is_none());
     drop(unfinished);
+    assert_clean(&bench, &store);
+    write(store.begin_import(given(1)).unwrap(), &content, UNIT).cancel();
     assert_clean(&bench, &store);
     // Nor after a kill in its midst.
     std::mem::forget(write(store.begin_import(given(1)).unwrap(), &content, UNIT));
@@ -144,6 +172,7 @@ fn equal_content_stays_and_lives_on_and_other_content_is_refused() {
     let again = NewImport { new: NewTask { owner_uid: Some(8), ..new().new }, ..given(1) };
     let second = import(&store, again, &content).unwrap();
     assert!(second.existed && Arc::ptr_eq(&first, &second.content));
+    assert_eq!(second.crcs, [Crc::of(&content)]);
     assert_eq!(first.meta().ttl_left, Duration::from_secs(3600));
     assert_eq!(first.meta().owners, [7, 8]);
     for other in [bytes(8, 5000), bytes(7, 4999)] {

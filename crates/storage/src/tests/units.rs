@@ -106,6 +106,54 @@ fn units_are_admitted_one_by_one() {
 }
 
 #[test]
+fn a_length_told_beforehand_is_admitted_and_allocated_at_once() {
+    for (sparse_only, told) in
+        [false, true].into_iter().flat_map(|sparse| [0, 1, 5, UNIT, UNIT + 1].map(|told| (sparse, told)))
+    {
+        let bench = Bench::new();
+        bench.system.0.lock().sparse_only = sparse_only;
+        let store = bench.open();
+        // More may come than was told.
+        let content = bytes(3, UNIT + 7);
+        let task = store.get_or_create(&key(1), NewTask::default()).unwrap();
+        let mut writer = task.unit_writer().unwrap().with_content_length(told as u64).unwrap();
+        assert_eq!(store.usage().reserved, told as u64);
+        let allocated = bench.system.0.lock().allocated.clone();
+        let expected = (!sparse_only && told > 0).then_some((0, told as u64));
+        assert_eq!(allocated, Vec::from_iter(expected));
+        content.chunks(1_000_003).for_each(|chunk| writer.append(chunk).unwrap());
+        writer.finish().unwrap();
+        let (usage, pending) = (store.usage(), store.pending());
+        assert_eq!((usage.used, usage.reserved, pending), (content.len() as u64, 0, 0), "{told}");
+        assert_eq!(fetch(&task, 1).unwrap(), &content[UNIT..]);
+        drop(task);
+        assert_eq!(store.delete(&key(1)).unwrap().bytes, content.len() as u64);
+        // Unfinished, all of it is given back.
+        let task = store.get_or_create(&key(1), NewTask::default()).unwrap();
+        let mut writer = task.unit_writer().unwrap().with_content_length(told as u64).unwrap();
+        writer.append(&content[..told / 2]).unwrap();
+        drop(writer);
+        assert_eq!((store.usage().used, store.usage().reserved, store.pending()), (0, 0, 0), "{told}");
+    }
+}
+
+#[test]
+fn a_length_that_does_not_fit_is_refused_before_a_byte_comes() {
+    let mut bench = Bench::new();
+    bench.options.capacity = Some(1000);
+    let store = bench.open();
+    let task = store.get_or_create(&key(1), NewTask::default()).unwrap();
+    let refused = task.unit_writer().unwrap().with_content_length(1001).unwrap_err();
+    assert!(matches!(&refused, StoreError::NoSpace { shortage, .. } if shortage.needed == 1001), "{refused}");
+    bench.system.0.lock().allocations = Some(0);
+    let full = task.unit_writer().unwrap().with_content_length(1000).unwrap_err();
+    assert!(matches!(full, StoreError::DiskFull { .. }), "{full}");
+    assert_eq!((store.usage().free, store.usage().reserved, store.pending()), (1000, 0, 0));
+    bench.system.0.lock().allocations = None;
+    task.unit_writer().unwrap().with_content_length(1000).unwrap();
+}
+
+#[test]
 fn a_generation_that_changes_under_a_stream_stops_it() {
     let bench = Bench::new();
     let store = bench.open();
