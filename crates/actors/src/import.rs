@@ -264,18 +264,16 @@ impl Announcement {
     }
 
     /// The import is complete.
-    async fn finished(&self, content: &TaskContent) -> Result<PersistentCacheTask, Status> {
+    async fn finished(&self, imported: &Imported) -> Result<PersistentCacheTask, Status> {
         let Some((handle, id)) = &self.at else {
             return Err(Status::internal("the import was not announced"));
         };
-        let count = content.geometry().map_or(0, |geometry| geometry.piece_count());
-        let crcs = (0..count).filter_map(|piece| Some(content.crc(piece)?.0));
         let request = UploadPersistentCacheTaskFinishedRequest {
             host_id: self.engine.identity.host_id.to_string(),
             task_id: id.to_string(),
             peer_id: self.peer_id.to_string(),
             ack: if handle.ours() { self.wanted.ack } else { 0 },
-            crcs: if handle.ours() { crcs.collect() } else { Vec::new() },
+            crcs: if handle.ours() { imported.crcs.iter().map(|crc| crc.0).collect() } else { Vec::new() },
         };
         let answer = handle.upload_persistent_cache_task_finished(request, REPLICATING).await;
         answer.map_err(|why| unknown(id, &why))
@@ -474,7 +472,7 @@ async fn offer(announcement: &mut Announcement, imported: &Imported) -> Result<P
             told => told?,
         }
     }
-    announcement.finished(content).await
+    announcement.finished(imported).await
 }
 
 /// Refuses to wait for more replicas than there are hosts, before anything is transferred.

@@ -12,12 +12,14 @@ use damselfly_api::dfdaemon::v2::{
     ReadPersistentCacheTaskRequest, StatPersistentCacheTaskRequest, UploadPersistentCacheTaskRequest,
     WritePersistentCacheTaskFinished, WritePersistentCacheTaskRequest, WritePersistentCacheTaskStarted,
 };
-use damselfly_core::ByteRange;
+use damselfly_core::{ByteRange, Kind, TaskId, TaskKey};
 use damselfly_scheduler_client::Holdings as _;
+use tokio_stream::StreamExt as _;
 use tonic::Status;
 
 use super::{Host, PATIENCE};
 use crate::Pattern;
+use crate::wait::{self, Waited};
 
 /// Bytes of content in one message of a stream.
 const CHUNK: usize = 1 << 20;
@@ -27,12 +29,12 @@ const CHUNK: usize = 1 << 20;
 pub fn import() -> WritePersistentCacheTaskStarted {
     WritePersistentCacheTaskStarted {
         persistent_replica_count: 1,
-        ttl: prost_types_duration(Duration::from_secs(3600)),
+        ttl: wire(Duration::from_secs(3600)),
         ..WritePersistentCacheTaskStarted::default()
     }
 }
 
-fn prost_types_duration(duration: Duration) -> Option<prost_types::Duration> {
+fn wire(duration: Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(duration).ok()
 }
 
@@ -84,7 +86,6 @@ impl Host {
             message(Write::Chunk(PersistentCacheTaskChunk { content }))
         });
         let last = finished.map(|finished| message(Write::Finished(finished)));
-        use tokio_stream::StreamExt as _;
         let stream = first.chain(tokio_stream::iter(chunks)).chain(tokio_stream::iter(last));
         let mut client = self.download_client().await?;
         let written = tokio::time::timeout(PATIENCE, client.write_persistent_cache_task(stream)).await;
@@ -115,7 +116,7 @@ impl Host {
             path: self.path(name).display().to_string(),
             persistent_replica_count: replicas,
             content_for_calculating_task_id: content.map(str::to_owned),
-            ttl: prost_types_duration(Duration::from_secs(3600)),
+            ttl: wire(Duration::from_secs(3600)),
             ..UploadPersistentCacheTaskRequest::default()
         };
         Ok(self.download_client().await?.upload_persistent_cache_task(request).await?.into_inner())
@@ -200,13 +201,13 @@ impl Host {
     ///
     /// # Errors
     /// When that takes more than a minute.
-    pub async fn keeps(&self, task: &str, kept: bool) -> Result<(), crate::wait::Waited> {
+    pub async fn keeps(&self, task: &str, kept: bool) -> Result<(), Waited> {
         let engine = self.daemon().engine();
-        let id = damselfly_core::TaskId::parse(task).expect("a task id");
-        let key = damselfly_core::TaskKey { kind: damselfly_core::Kind::PersistentCache, id };
+        let id = TaskId::parse(task).map_err(|why| Waited::Gone(why.to_string()))?;
+        let key = TaskKey { kind: Kind::PersistentCache, id };
         let look =
             || engine.store.get(&key).map(|content| content.is_complete() && content.meta().persistent);
         let is = |found: &Option<bool>| if kept { *found == Some(true) } else { found.is_none() };
-        crate::wait::following(engine.holdings.changes(), look, is).await.map(drop)
+        wait::following(engine.holdings.changes(), look, is).await.map(drop)
     }
 }

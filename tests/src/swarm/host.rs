@@ -249,11 +249,6 @@ impl Host {
         wait::following(cluster.changes(), || cluster.schedulers(), healthy).await.map(drop)
     }
 
-    /// Arms a panic in what is named `kind`, once.
-    pub fn arm(&self, kind: &'static str) {
-        self.setup.faults.arm(kind, 1);
-    }
-
     /// Arms a panic in the actor of `kind`, and waits until it has happened and the actor is back on the board at `path`.
     ///
     /// # Errors

@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io::Write as _;
 
+use damselfly_actors::kit::Faults;
 use damselfly_api::dfdaemon::v2::{WritePersistentCacheTaskFinished, WritePersistentCacheTaskStarted};
 use damselfly_core::{Algorithm, ByteRange};
 use damselfly_tests::Pattern;
-use damselfly_tests::swarm::{Host, Swarm, import};
+use damselfly_tests::swarm::{Host, Setup, Swarm, import};
 use tonic::Code;
 
 use crate::PIECE;
@@ -174,10 +175,11 @@ async fn bad_imports_and_exports_say_what_is_wrong_and_leave_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_in_an_import_costs_this_import_only() {
-    let mut swarm = Swarm::start(1, "").await.unwrap();
+    let (mut swarm, faults) = (Swarm::start(0, "").await.unwrap(), Faults::armable());
+    swarm.add(Setup { faults: faults.clone(), ..Setup::default() }).await.unwrap();
     let host = &swarm.hosts[0];
     let content = Pattern::new(1, PIECE);
-    host.arm("import");
+    faults.arm("import", 1);
     let crashed = host.write(known(content), content).await.unwrap_err();
     assert!(crashed.message().contains("crashed"), "{crashed:?}");
     let task = host.write(known(content), content).await.unwrap();

@@ -2,6 +2,7 @@
 
 mod dialogues;
 mod holdings;
+mod keep;
 mod kit;
 mod limits;
 mod mixed;

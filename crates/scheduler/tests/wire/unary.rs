@@ -79,7 +79,7 @@ async fn wrong_requests_name_the_field() {
 async fn what_is_not_scheduled_says_so() {
     let scheduler = start(|_| {}).await;
     let mut client = scheduler.client().await;
-    let status = client.stat_persistent_cache_task(scheduler::StatPersistentCacheTaskRequest::default());
+    let status = client.stat_persistent_task(scheduler::StatPersistentTaskRequest::default());
     let status = status.await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
     assert!(status.message().contains("persistent"), "{}", status.message());

@@ -51,7 +51,7 @@ pub struct Imported {
     pub content: Arc<TaskContent>,
     /// Equal content was there under the id already: it stays, and lives as long as this import was to live.
     pub existed: bool,
-    /// The CRC of every piece, in order.
+    /// The CRC of every piece as `content` is cut, in order.
     pub crcs: Vec<Crc>,
 }
 
@@ -124,6 +124,7 @@ impl Store {
         key: TaskKey,
         place: &Place,
         (geometry, crcs): (Geometry, Vec<Crc>),
+        by_content: bool,
         new: &NewTask,
     ) -> Result<Imported, StoreError> {
         let tombstones = self.changing.lock();
@@ -133,8 +134,8 @@ impl Store {
         let mut generation = tombstones.generation(&key).map_or(1, |deleted| deleted + 1);
         if let Some(there) = self.get(&key) {
             if there.is_complete() {
-                let equal = there.geometry() == Some(geometry) && there.all_crcs() == crcs;
-                return if equal { self.renew(there, crcs, new) } else { Err(StoreError::Taken(key)) };
+                let equal = same_content(&there, place, (geometry, &crcs), by_content)?;
+                return if equal { self.renew(there, new) } else { Err(StoreError::Taken(key)) };
             }
             generation = generation.max(there.meta().generation + 1);
             there.end(true)?;
@@ -173,12 +174,7 @@ impl Store {
     }
 
     /// Equal content that is here already, to live and to be kept as the new import would be.
-    fn renew(
-        &self,
-        content: Arc<TaskContent>,
-        crcs: Vec<Crc>,
-        new: &NewTask,
-    ) -> Result<Imported, StoreError> {
+    fn renew(&self, content: Arc<TaskContent>, new: &NewTask) -> Result<Imported, StoreError> {
         content.extend_ttl(new.ttl.unwrap_or(self.options.task_ttl))?;
         content.set_persistent(true)?;
         content.set_replica_target(new.replica_target)?;
@@ -186,6 +182,7 @@ impl Store {
             content.add_owner(uid)?;
         }
         content.sync()?;
+        let crcs = content.all_crcs();
         Ok(Imported { content, existed: true, crcs })
     }
 }
@@ -245,13 +242,35 @@ impl Import {
         let key = TaskKey { kind: Kind::PersistentCache, id };
         // The bulk of it before others have to wait.
         place.content.sync()?;
-        store.adopt(key, &place, (geometry, crcs), &import.new)
+        let by_content = matches!(import.id, ImportId::Content(_));
+        store.adopt(key, &place, (geometry, crcs), by_content, &import.new)
     }
 
     /// Ends the import without a result: nothing of it is left behind.
     pub fn cancel(self) {
         drop(self);
     }
+}
+
+/// Whether a complete content under the import's id is what was imported. An id that follows from the content says so by
+/// itself, however the content is cut; under a given one it is compared.
+fn same_content(
+    there: &TaskContent,
+    place: &Place,
+    (geometry, crcs): (Geometry, &[Crc]),
+    by_content: bool,
+) -> Result<bool, StoreError> {
+    let known = there.geometry();
+    if known.map(|known| known.content_length()) != Some(geometry.content_length()) {
+        return Ok(false);
+    }
+    if by_content || geometry.content_length() == 0 {
+        return Ok(true);
+    }
+    if known == Some(geometry) {
+        return Ok(there.all_crcs() == crcs);
+    }
+    Ok(there.digest(Algorithm::Sha256)? == place.content.digest(Algorithm::Sha256)?)
 }
 
 /// The whole content's digest, if it follows from what was computed as the content came. Otherwise it has to be read.

@@ -184,6 +184,28 @@ fn equal_content_stays_and_lives_on_and_other_content_is_refused() {
 }
 
 #[test]
+fn equal_content_is_equal_however_it_is_cut() {
+    let (bench, content) = (Bench::new(), bytes(7, 9000));
+    let store = bench.open();
+    for (id, other) in [(new().id, None), (given(1).id, Some(bytes(8, 9000)))] {
+        let cut = |piece_length: Option<u64>, content_length| NewImport {
+            id: id.clone(),
+            piece_length,
+            content_length,
+            ..new()
+        };
+        let first = import(&store, cut(None, Some(9000)), &content).unwrap();
+        // A pipe's pieces are longer.
+        let again = import(&store, cut(None, None), &content).unwrap();
+        assert!(!first.existed && again.existed && Arc::ptr_eq(&first.content, &again.content));
+        if let Some(other) = other {
+            let why = import(&store, cut(None, None), &other).unwrap_err();
+            assert!(matches!(why, StoreError::Taken(_)), "{why}");
+        }
+    }
+}
+
+#[test]
 fn an_import_takes_the_place_of_an_unfinished_download() {
     let (bench, content) = (Bench::new(), bytes(9, 5000));
     let store = bench.open();
