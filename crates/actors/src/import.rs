@@ -17,15 +17,9 @@ use std::time::Duration;
 use damselfly_api::common::v2::PersistentCacheTask;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::write_persistent_cache_task_request::Request as Write;
-use damselfly_api::scheduler::v2::{
-    UploadPersistentCacheTaskFailedRequest, UploadPersistentCacheTaskFinishedRequest,
-    UploadPersistentCacheTaskStartedRequest,
-};
-use damselfly_core::geometry::named_piece_length;
-use damselfly_core::task_id::{ContentId, StandardInput, standard};
-use damselfly_core::{Digest, Geometry, Kind, PeerId, TaskId};
-use damselfly_scheduler_client::{Action, SchedulerHandle, Subject};
-use damselfly_storage::{Import, ImportId, Imported, NewImport, NewTask, TaskContent};
+use damselfly_core::{Digest, Kind};
+use damselfly_scheduler_client::{Action, Subject};
+use damselfly_storage::Import;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
@@ -33,13 +27,15 @@ use tonic::{Code, Status, Streaming};
 use crate::engine::Engine;
 use crate::kit::Seat;
 use crate::local::stat;
-use crate::request::{at_scheduler, unknown};
 use crate::stream::storage;
-use crate::task::wire;
-use resting::Name;
+use announcement::{Announcement, offer};
 pub(crate) use resting::Uploads;
+pub(crate) use wanted::Wanted;
+use wanted::invalid;
 
+mod announcement;
 mod resting;
+mod wanted;
 
 /// Bytes read from a file at a time.
 const STEP: usize = 2 << 20;
@@ -49,149 +45,6 @@ const STALLED: Duration = Duration::from_secs(600);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// How long replicas may take to come about when a client waits for them.
 const REPLICATING: Duration = Duration::from_secs(10 * 60);
-
-/// What is to be imported.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    pub(crate) replicas: u64,
-    pub(crate) tag: Option<String>,
-    pub(crate) application: Option<String>,
-    pub(crate) ttl: Duration,
-    pub(crate) content_length: Option<u64>,
-    pub(crate) piece_length: Option<u64>,
-    /// What the id is made of instead of the content.
-    pub(crate) given: Option<String>,
-    pub(crate) content_id: ContentId,
-    pub(crate) ack: u32,
-    pub(crate) owner: Option<u32>,
-    /// What its client calls it, to go on with it when the stream breaks.
-    pub(crate) upload: Option<String>,
-    /// The first byte that comes.
-    pub(crate) offset: u64,
-}
-
-fn invalid(why: impl std::fmt::Display) -> Status {
-    Status::invalid_argument(why.to_string())
-}
-
-impl Wanted {
-    /// Reads a request of Dragonfly's. The length comes from the file.
-    ///
-    /// # Errors
-    /// INVALID_ARGUMENT for what makes no sense.
-    pub(crate) fn of_upload(
-        request: dfdaemon::UploadPersistentCacheTaskRequest,
-        owner: Option<u32>,
-    ) -> Result<Self, Status> {
-        Self {
-            replicas: request.persistent_replica_count,
-            tag: request.tag,
-            application: request.application,
-            ttl: wire::duration_from(request.ttl).unwrap_or_default(),
-            content_length: None,
-            piece_length: request.piece_length,
-            given: request.content_for_calculating_task_id,
-            content_id: ContentId::default(),
-            ack: 1,
-            owner,
-            upload: None,
-            offset: 0,
-        }
-        .checked()
-    }
-
-    /// Reads the beginning of a stream.
-    ///
-    /// # Errors
-    /// As [`Self::of_upload`].
-    pub(crate) fn of_stream(
-        started: dfdaemon::WritePersistentCacheTaskStarted,
-        owner: Option<u32>,
-    ) -> Result<Self, Status> {
-        let content_id = match started.content_id.as_str() {
-            "" | "sha256" => ContentId::Sha256,
-            "blake3" => ContentId::Blake3,
-            other => return Err(invalid(format!("content_id {other:?} is neither sha256 nor blake3"))),
-        };
-        Self {
-            replicas: started.persistent_replica_count,
-            tag: started.tag,
-            application: started.application,
-            ttl: wire::duration_from(started.ttl).unwrap_or_default(),
-            content_length: started.content_length,
-            piece_length: started.piece_length,
-            given: started.content_for_calculating_task_id,
-            content_id,
-            ack: started.ack,
-            owner,
-            upload: Some(started.upload_id).filter(|upload| !upload.is_empty()),
-            offset: started.offset,
-        }
-        .checked()
-    }
-
-    fn checked(mut self) -> Result<Self, Status> {
-        if self.replicas == 0 {
-            return Err(invalid("persistent_replica_count is 0: at least this host keeps a replica"));
-        }
-        if self.ttl.is_zero() {
-            return Err(invalid("ttl is missing or 0: say how long the content is to be kept"));
-        }
-        if let Some(piece_length) = self.piece_length {
-            named_piece_length(piece_length).map_err(|why| invalid(format!("piece_length: {why}")))?;
-        }
-        self.given = self.given.filter(|given| !given.is_empty());
-        Ok(self)
-    }
-
-    /// What an upload is kept under. One of a uid that means nothing here cannot be told from others.
-    fn name(&self) -> Option<Name> {
-        Some(Name { uid: self.owner?, upload: self.upload.clone()? })
-    }
-
-    /// Whether a stream may go on with what another began.
-    fn goes_on_with(&self, begun: &Self) -> bool {
-        *self == Self { offset: self.offset, ack: self.ack, ..begun.clone() }
-    }
-
-    /// What the store is to take in.
-    fn to_storage(&self, given: Option<&TaskId>) -> NewImport {
-        NewImport {
-            id: match given {
-                Some(id) => ImportId::Given(id.clone()),
-                None => ImportId::Content(self.content_id),
-            },
-            content_length: self.content_length,
-            piece_length: self.piece_length,
-            new: NewTask {
-                tag: self.tag.clone(),
-                application: self.application.clone(),
-                owner_uid: self.owner,
-                ttl: Some(self.ttl),
-                persistent: true,
-                replica_target: self.replicas,
-                ..NewTask::default()
-            },
-        }
-    }
-
-    /// The id that the user chose.
-    fn given_id(&self) -> Result<Option<TaskId>, Status> {
-        let Some(content) = self.given.as_deref() else { return Ok(None) };
-        let input = StandardInput {
-            url: "",
-            tag: None,
-            application: None,
-            revision: None,
-            piece_length: None,
-            filtered_query_params: &[],
-            content: Some(content),
-            blob_digest: false,
-            kind: Kind::PersistentCache,
-        };
-        standard(&input).map(Some).map_err(invalid)
-    }
-}
 
 /// Why a file could not be read to its end.
 #[derive(Debug, Error)]
@@ -218,79 +71,6 @@ impl ReadError {
             Self::Changed => Status::aborted(format!("{path}: {self}")),
             Self::Gone => Status::cancelled(self.to_string()),
             Self::Io(_) => Status::internal(format!("{path}: {self}")),
-        }
-    }
-}
-
-/// An import as its scheduler knows it.
-struct Announcement {
-    engine: Arc<Engine>,
-    wanted: Wanted,
-    peer_id: PeerId,
-    /// Where, and as what.
-    at: Option<(SchedulerHandle, TaskId)>,
-}
-
-impl Announcement {
-    fn geometry_beforehand(&self) -> Option<Geometry> {
-        let length = self.wanted.content_length?;
-        match self.wanted.piece_length {
-            Some(piece_length) => Geometry::new(length, piece_length).ok(),
-            None => Geometry::derived(length).ok(),
-        }
-    }
-
-    /// The import begins, or is about to be offered. What is not known yet is 0.
-    async fn started(&mut self, id: &TaskId, geometry: Option<Geometry>) -> Result<(), Status> {
-        let picked = self.engine.cluster.pick(id);
-        let handle = picked.ok_or_else(|| {
-            Status::unavailable("no scheduler can be reached, so nobody could find what is imported")
-        })?;
-        let request = UploadPersistentCacheTaskStartedRequest {
-            host_id: self.engine.identity.host_id.to_string(),
-            task_id: id.to_string(),
-            peer_id: self.peer_id.to_string(),
-            persistent_replica_count: self.wanted.replicas,
-            tag: self.wanted.tag.clone(),
-            application: self.wanted.application.clone(),
-            piece_length: geometry.map_or(0, |geometry| geometry.piece_length()),
-            content_length: geometry.map_or(0, |geometry| geometry.content_length()),
-            piece_count: geometry.map_or(0, |geometry| geometry.piece_count()),
-            ttl: wire::duration(self.wanted.ttl),
-        };
-        handle.upload_persistent_cache_task_started(request).await.map_err(|why| unknown(id, &why))?;
-        self.at = Some((handle, id.clone()));
-        Ok(())
-    }
-
-    /// The import is complete.
-    async fn finished(&self, imported: &Imported) -> Result<PersistentCacheTask, Status> {
-        let Some((handle, id)) = &self.at else {
-            return Err(Status::internal("the import was not announced"));
-        };
-        let request = UploadPersistentCacheTaskFinishedRequest {
-            host_id: self.engine.identity.host_id.to_string(),
-            task_id: id.to_string(),
-            peer_id: self.peer_id.to_string(),
-            ack: if handle.ours() { self.wanted.ack } else { 0 },
-            crcs: if handle.ours() { imported.crcs.iter().map(|crc| crc.0).collect() } else { Vec::new() },
-        };
-        let answer = handle.upload_persistent_cache_task_finished(request, REPLICATING).await;
-        answer.map_err(|why| unknown(id, &why))
-    }
-
-    /// The import failed.
-    async fn failed(&self, why: &Status) {
-        let Some((handle, id)) = &self.at else { return };
-        let request = UploadPersistentCacheTaskFailedRequest {
-            host_id: self.engine.identity.host_id.to_string(),
-            task_id: id.to_string(),
-            peer_id: self.peer_id.to_string(),
-            description: Some(why.message().to_owned()),
-        };
-        if let Err(why) = handle.upload_persistent_cache_task_failed(request).await {
-            // It learns so when the import's time is over.
-            tracing::info!(%id, %why, "scheduler not told of a failed import");
         }
     }
 }
@@ -457,22 +237,6 @@ impl Importer {
         }
         offered
     }
-}
-
-/// Makes what is here known to the cluster.
-async fn offer(announcement: &mut Announcement, imported: &Imported) -> Result<PersistentCacheTask, Status> {
-    let content = &imported.content;
-    let id = &content.key().id;
-    if announcement.at.is_none() {
-        match announcement.started(id, content.geometry()).await {
-            // The id follows from the content: what is known there is this very content, and this host has it now.
-            Err(why) if why.code() == Code::AlreadyExists => {
-                return at_scheduler(&announcement.engine, id).await;
-            }
-            told => told?,
-        }
-    }
-    announcement.finished(imported).await
 }
 
 /// Refuses to wait for more replicas than there are hosts, before anything is transferred.

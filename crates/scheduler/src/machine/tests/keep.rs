@@ -277,11 +277,11 @@ fn peers_have_no_origin_and_an_unknown_task_is_not_found() {
     register(&mut lab, 101);
     lab.beat(&[1, 2], Duration::from_secs(2));
     let said = &lab.said[&StreamId(101)];
-    let parents = said.iter().filter_map(|answer| match answer {
+    let mut parents = said.iter().filter_map(|answer| match answer {
         Answer::Parents(parents) => Some(parents.len()),
         _ => None,
     });
-    assert_eq!(parents.last(), Some(1), "{said:?}");
+    assert_eq!(parents.next_back(), Some(1), "{said:?}");
     let crcs = said.iter().any(|answer| matches!(answer, Answer::Facts { crcs, .. } if crcs.len() == 3));
     assert!(crcs && !said.iter().any(|answer| matches!(answer, Answer::BackToSource { .. })), "{said:?}");
 }

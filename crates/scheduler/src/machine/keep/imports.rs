@@ -1,0 +1,302 @@
+//! Imports, deletions and orders, as the scheduler is asked and told.
+
+use std::collections::BTreeMap;
+
+use damselfly_core::download::Learned;
+use damselfly_core::{Crc, HostId, PeerId, TaskKey, Tick};
+
+use super::super::Scheduler;
+use super::super::event::{Copy, Effect, Ending, Order};
+use super::super::peers::Peer;
+use super::super::tasks::{Task, TaskState};
+use super::super::timers::Timer;
+use super::{Grave, Keep, KeepError, KeepView, Progress, RETRY, ReplicaView, Upload};
+
+impl Scheduler {
+    fn live(&self, key: &TaskKey, now: Tick) -> Option<&Task> {
+        self.tasks.get(key).filter(|task| task.keep.is_some() && !task.is_expired(now))
+    }
+
+    /// A persistent cache task.
+    #[must_use]
+    pub fn kept(&self, key: &TaskKey, now: Tick) -> Option<KeepView> {
+        let task = self.live(key, now)?;
+        let keep = task.keep.as_ref()?;
+        let mut replicas: BTreeMap<&HostId, ReplicaView> = BTreeMap::new();
+        for peer in task.peers.values() {
+            let copy = ReplicaView {
+                host: peer.host.clone(),
+                persistent: peer.persistent,
+                complete: task.is_copy(peer),
+                alive: self.hosts.get(&peer.host).is_some_and(|host| host.alive),
+            };
+            let best =
+                |copy: &ReplicaView| (copy.persistent && copy.complete, copy.complete, copy.persistent);
+            match replicas.get(&peer.host) {
+                Some(there) if best(there) >= best(&copy) => {}
+                _ => drop(replicas.insert(&peer.host, copy)),
+            }
+        }
+        Some(KeepView {
+            target: keep.target,
+            state: match keep.progress {
+                Progress::Uploading => "Uploading",
+                Progress::Succeeded => "Succeeded",
+            },
+            tag: task.about.tag.clone(),
+            application: task.about.application.clone(),
+            geometry: task.geometry,
+            ttl: keep.ttl,
+            created: keep.created,
+            updated: task.updated,
+            replicas: replicas.into_values().collect(),
+        })
+    }
+
+    /// Hosts that live.
+    #[must_use]
+    pub fn hosts_alive(&self) -> usize {
+        self.hosts.iter().filter(|host| host.alive).count()
+    }
+
+    /// An import begins.
+    ///
+    /// # Errors
+    /// [`KeepError::UnknownHost`]; [`KeepError::Exists`] when a live task has the id, unless it is the same host's: it
+    /// begins its import anew, or imports again what it holds.
+    pub fn upload_started(
+        &mut self,
+        upload: Upload,
+        now: Tick,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), KeepError> {
+        let Upload { task: key, host, peer, replicas, tag, application, geometry, ttl } = upload;
+        if self.hosts.get(&host).is_none() {
+            return Err(KeepError::UnknownHost(host));
+        }
+        if let Some(task) = self.live(&key, now) {
+            let keep = task.keep.as_ref();
+            let uploading = keep.is_some_and(|keep| keep.progress == Progress::Uploading);
+            let importer = keep.and_then(|keep| keep.importer.as_ref());
+            let given_up = importer.is_none_or(|importer| {
+                *importer == host || !self.hosts.get(importer).is_some_and(|host| host.alive)
+            });
+            let has_it = |peer: &&Peer| peer.host == host && task.is_copy(peer);
+            let again = task.geometry == Some(geometry) && task.peers.values().any(|peer| has_it(&peer));
+            if !(again || (uploading && given_up)) {
+                return Err(KeepError::Exists(key));
+            }
+            if !again {
+                self.forget(&key, "the import begins anew", now, out);
+            }
+        } else {
+            self.forget(&key, "another import takes its id", now, out);
+        }
+        if let Some(grave) = self.graves.get_mut(&key) {
+            grave.generations.remove(&host);
+        }
+        self.tasks.entry(key.clone()).or_insert_with(|| Task::new(key.clone(), now));
+        self.with(&key, now, out, |task, cx| {
+            (task.about.tag, task.about.application) = (tag, application);
+            let progress = match &task.keep {
+                Some(keep) => keep.progress,
+                None => Progress::Uploading,
+            };
+            task.keep = Some(Box::new(Keep {
+                target: replicas,
+                ttl,
+                created: cx.now,
+                progress,
+                importer: Some(host.clone()),
+                orders: task.keep.take().map(|keep| keep.orders).unwrap_or_default(),
+                failed: BTreeMap::new(),
+                not_before: Tick(0),
+            }));
+            task.updated = cx.now;
+            let peer = task.copy_on(&host, peer, cx);
+            if task.geometry.is_none() {
+                let learned = Learned {
+                    content_length: Some(geometry.content_length()),
+                    piece_length: geometry.piece_length(),
+                    ..Learned::default()
+                };
+                task.learn(&peer, learned, cx);
+            }
+        });
+        self.settle(now, out);
+        Ok(())
+    }
+
+    /// An import is complete: its host has a replica, and the others are ordered.
+    ///
+    /// # Errors
+    /// [`KeepError::NotUploading`].
+    pub fn upload_finished(
+        &mut self,
+        key: &TaskKey,
+        host: &HostId,
+        crcs: Vec<Crc>,
+        now: Tick,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), KeepError> {
+        self.importing(key, host, now)?;
+        self.with(key, now, out, |task, cx| {
+            let peer = task.copy_on(host, PeerId::held(host, &key.id), cx);
+            task.holds_all(&peer, cx);
+            task.restated(&peer, (0..).zip(crcs).collect(), cx);
+            if let Some(keep) = &mut task.keep {
+                keep.progress = Progress::Succeeded;
+            }
+            (task.state, task.updated) = (TaskState::Succeeded, cx.now);
+        });
+        self.settle(now, out);
+        Ok(())
+    }
+
+    /// An import failed: it is forgotten.
+    ///
+    /// # Errors
+    /// As [`Self::upload_finished`].
+    pub fn upload_failed(
+        &mut self,
+        key: &TaskKey,
+        host: &HostId,
+        now: Tick,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), KeepError> {
+        self.importing(key, host, now)?;
+        let uploading = |keep: &Keep| keep.progress == Progress::Uploading;
+        if self.tasks.get(key).and_then(|task| task.keep.as_deref()).is_some_and(uploading) {
+            self.forget(key, "the import failed", now, out);
+        }
+        self.settle(now, out);
+        Ok(())
+    }
+
+    fn importing(&self, key: &TaskKey, host: &HostId, now: Tick) -> Result<(), KeepError> {
+        let keep = self.live(key, now).and_then(|task| task.keep.as_ref());
+        match keep {
+            Some(keep) if keep.importer.as_ref() == Some(host) => Ok(()),
+            _ => Err(KeepError::NotUploading(key.clone())),
+        }
+    }
+
+    /// Deletes a task and its copies: now where hosts live, and elsewhere when they come back.
+    ///
+    /// # Errors
+    /// [`KeepError::Unknown`].
+    pub fn delete_kept(&mut self, key: &TaskKey, now: Tick, out: &mut Vec<Effect>) -> Result<(), KeepError> {
+        let Some(task) = self.live(key, now) else { return Err(KeepError::Unknown(key.clone())) };
+        let until = task.keep.as_ref().map_or(now, |keep| keep.expires());
+        let copies: Vec<(HostId, Option<u64>)> =
+            task.peers.values().map(|peer| (peer.host.clone(), peer.generation)).collect();
+        let mut generations = BTreeMap::new();
+        for (host, generation) in copies {
+            let generation = generation.unwrap_or(u64::MAX);
+            self.drop_copy(&host, key, generation, out);
+            generations.insert(host, generation);
+        }
+        self.graves.insert(key.clone(), Grave { until, generations });
+        self.forget(key, "the task was deleted", now, out);
+        self.settle(now, out);
+        Ok(())
+    }
+
+    fn drop_copy(&mut self, host: &HostId, key: &TaskKey, generation: u64, out: &mut Vec<Effect>) {
+        self.next_lease += 1;
+        let Some(place) = self.hosts.get(host).filter(|place| place.alive) else { return };
+        match place.hold {
+            Some(hold) => {
+                out.push(Effect::Order(hold, self.next_lease, Order::Drop(key.clone(), generation)));
+            }
+            None if !place.is_ours() => out.push(Effect::Copy {
+                order: self.next_lease,
+                task: key.clone(),
+                host: host.clone(),
+                address: place.info.address,
+                copy: Copy::Delete,
+            }),
+            None => {}
+        }
+    }
+
+    /// Forgets a task; streams of its peers end.
+    fn forget(&mut self, key: &TaskKey, why: &str, now: Tick, out: &mut Vec<Effect>) {
+        self.with(key, now, out, |task, cx| {
+            let peers: Vec<PeerId> = task.peers.keys().cloned().collect();
+            for peer in peers {
+                task.remove(&peer, Ending::NotFound(why.to_owned()), cx);
+            }
+            for order in task.keep.take().map(|keep| keep.orders).unwrap_or_default().into_values() {
+                cx.orders.remove(&order);
+            }
+        });
+        self.tasks.remove(key);
+        self.dirty.remove(key);
+        self.timers.set(Timer::Task(key.clone()), None);
+    }
+
+    /// What a host lists of deleted content goes; says whether it does.
+    pub(in crate::machine) fn is_buried(
+        &mut self,
+        host: &HostId,
+        key: &TaskKey,
+        generation: u64,
+        now: Tick,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        let Some(grave) = self.graves.get(key).filter(|grave| grave.until > now) else { return false };
+        let lives = self.live(key, now).is_some();
+        // A host that nobody remembered has what was deleted, unless somebody imported it again.
+        let buried = grave.generations.get(host).map_or(!lives, |deleted| generation <= *deleted);
+        if buried {
+            self.drop_copy(host, key, generation, out);
+        }
+        buried
+    }
+
+    /// An order was carried out, or not.
+    pub(in crate::machine) fn order_done(
+        &mut self,
+        order: u64,
+        error: Option<&str>,
+        now: Tick,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some((key, host)) = self.orders.remove(&order) else { return };
+        self.with(&key, now, out, |task, cx| {
+            if let Some(keep) = &mut task.keep {
+                keep.orders.remove(&host);
+                if error.is_some() {
+                    keep.failed.insert(host.clone(), cx.now + RETRY);
+                }
+            }
+            if error.is_none() {
+                let peer = task.copy_on(&host, PeerId::held(&host, &key.id), cx);
+                task.holds_all(&peer, cx);
+            }
+        });
+        let starved = std::mem::take(&mut self.starved);
+        self.dirty.extend(starved);
+    }
+
+    /// Forgets what is over: tasks whose time has come, imports of hosts that are gone, and graves.
+    pub(in crate::machine) fn collect_kept(&mut self, now: Tick, out: &mut Vec<Effect>) {
+        self.graves.retain(|_, grave| grave.until > now);
+        let over: Vec<TaskKey> = self
+            .tasks
+            .values()
+            .filter(|task| task.is_expired(now) || self.is_abandoned(task))
+            .map(|task| task.key.clone())
+            .collect();
+        for key in over {
+            self.forget(&key, "its time is over", now, out);
+        }
+    }
+
+    fn is_abandoned(&self, task: &Task) -> bool {
+        let importing = task.keep.as_ref().filter(|keep| keep.progress == Progress::Uploading);
+        let importer = importing.and_then(|keep| keep.importer.as_ref());
+        importer.is_some_and(|importer| self.hosts.get(importer).is_none())
+    }
+}
