@@ -43,8 +43,8 @@ const STEP: usize = 2 << 20;
 const STALLED: Duration = Duration::from_secs(600);
 /// How long an import may take when its client names no timeout, as in Dragonfly's tools.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// How long replicas may take to come about when a client waits for them.
-const REPLICATING: Duration = Duration::from_secs(10 * 60);
+/// How long replicas may take to come about when a client waits for them: longer than the scheduler waits, which knows more.
+const REPLICATING: Duration = Duration::from_secs(11 * 60);
 
 /// Why a file could not be read to its end.
 #[derive(Debug, Error)]

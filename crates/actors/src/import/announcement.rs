@@ -8,7 +8,7 @@ use damselfly_api::scheduler::v2::{
     UploadPersistentCacheTaskStartedRequest,
 };
 use damselfly_core::{Geometry, PeerId, TaskId};
-use damselfly_scheduler_client::SchedulerHandle;
+use damselfly_scheduler_client::{ClientError, SchedulerHandle};
 use damselfly_storage::Imported;
 use tonic::{Code, Status};
 
@@ -71,7 +71,11 @@ impl Announcement {
             crcs: if handle.ours() { imported.crcs.iter().map(|crc| crc.0).collect() } else { Vec::new() },
         };
         let answer = handle.upload_persistent_cache_task_finished(request, REPLICATING).await;
-        answer.map_err(|why| unknown(id, &why))
+        answer.map_err(|why| match why {
+            // It may have come about all the same.
+            ClientError::Deadline { .. } => Status::deadline_exceeded(why.to_string()),
+            why => unknown(id, &why),
+        })
     }
 
     /// The import failed.

@@ -278,6 +278,10 @@ impl Task {
             keep.orders.insert(host, id);
             missing -= 1;
         }
+        if missing > 0 {
+            // Until another host comes.
+            cx.starved.insert(self.key.clone());
+        }
     }
 
     fn fetch_as_replica(&self) -> Copy {

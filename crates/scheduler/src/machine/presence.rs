@@ -28,12 +28,16 @@ impl Scheduler {
         let id = info.id.clone();
         match self.hosts.announce(info, interval, &self.config, now) {
             Announced::Same => {}
-            Announced::Changed => self.refresh_host(&id, now, out),
+            Announced::Changed => {
+                self.refresh_host(&id, now, out);
+                self.feed_starved();
+            }
             Announced::Restarted => {
                 self.void_peers(&id, "its host has restarted", now, out);
                 if let Some(host) = self.hosts.get_mut(&id) {
                     host.speed = None;
                 }
+                self.feed_starved();
             }
         }
         self.arm(&id, now);
@@ -63,6 +67,7 @@ impl Scheduler {
     }
 
     fn void_peers(&mut self, id: &HostId, why: &str, now: Tick, out: &mut Vec<Effect>) {
+        self.orders_lost(id, now, out);
         for (key, peer) in self.peers_of(id) {
             self.with(&key, now, out, |task, cx| {
                 task.seed_failed(id, cx.now);
@@ -77,6 +82,7 @@ impl Scheduler {
         let Some(host) = self.hosts.get_mut(id).filter(|host| host.alive) else { return };
         host.alive = false;
         self.counters.hosts_lost += 1;
+        self.orders_lost(id, now, out);
         for (key, peer) in self.peers_of(id) {
             self.with(&key, now, out, |task, cx| {
                 task.seed_failed(id, cx.now);
@@ -159,6 +165,8 @@ impl Scheduler {
             if let Some(former) = self.hosts.bind(&id, hold, now) {
                 out.push(Effect::CloseHold(former, "another Hold of the same host took its place"));
             }
+            // Orders go over it.
+            self.feed_starved();
             self.arm(&id, now);
             return;
         }

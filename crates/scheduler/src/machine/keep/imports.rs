@@ -276,8 +276,31 @@ impl Scheduler {
                 task.holds_all(&peer, cx);
             }
         });
+        self.feed_starved();
+    }
+
+    /// There is room for orders again, or another host to give them to.
+    pub(in crate::machine) fn feed_starved(&mut self) {
         let starved = std::mem::take(&mut self.starved);
         self.dirty.extend(starved);
+    }
+
+    /// The process that was to carry out a host's orders is gone: they are given again, to whomever.
+    pub(in crate::machine) fn orders_lost(&mut self, host: &HostId, now: Tick, out: &mut Vec<Effect>) {
+        let lost: Vec<(u64, TaskKey)> = self
+            .orders
+            .iter()
+            .filter(|(_, (_, ordered))| ordered == host)
+            .map(|(order, (task, _))| (*order, task.clone()))
+            .collect();
+        for (order, task) in lost {
+            self.orders.remove(&order);
+            self.with(&task, now, out, |task, _| {
+                if let Some(keep) = &mut task.keep {
+                    keep.orders.remove(host);
+                }
+            });
+        }
     }
 
     /// Forgets what is over: tasks whose time has come, imports of hosts that are gone, and graves.

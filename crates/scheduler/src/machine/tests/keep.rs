@@ -174,6 +174,44 @@ fn a_dead_hosts_replica_is_made_good_after_a_while_and_not_sooner() {
 }
 
 #[test]
+fn a_host_that_comes_later_is_asked_too() {
+    let mut lab = lab(&["a"]);
+    lab.import("a", 3);
+    assert!(lab.orders().is_empty());
+    lab.beat(&[1], Duration::from_secs(10));
+    for (hold, name) in [(2, "b"), (3, "c")] {
+        lab.hello(name, hold, 1);
+        let orders = lab.orders();
+        assert_eq!(orders.iter().map(|order| order.0).collect::<Vec<_>>(), [hold]);
+        lab.done(hold, orders[0].1, None);
+    }
+    assert_eq!(lab.view().replicas_now(), 3);
+}
+
+#[test]
+fn an_order_that_its_host_did_not_live_to_carry_out_is_given_again() {
+    let mut lab = lab(&["a", "b"]);
+    lab.import("a", 2);
+    let [(2, order, true)] = lab.orders()[..] else { panic!() };
+    // The next process of that host knows nothing of it.
+    lab.hello("b", 3, 2);
+    lab.beat(&[1, 3], Duration::from_secs(6));
+    let again = lab.orders();
+    assert_eq!(again.iter().map(|order| order.0).collect::<Vec<_>>(), [3]);
+    lab.done(3, order, None);
+    assert_eq!(lab.view().replicas_now(), 1, "a former order's number says nothing");
+    lab.done(3, again[0].1, None);
+    assert_eq!(lab.view().replicas_now(), 2);
+    // And of one whose Hold breaks.
+    lab.start(upload("a", 3)).unwrap();
+    lab.hello("c", 4, 1);
+    let [(4, _, true)] = lab.orders()[..] else { panic!() };
+    lab.step(Event::HoldClosed(HoldId(4)));
+    lab.hello("c", 5, 1);
+    assert_eq!(lab.orders().iter().map(|order| order.0).collect::<Vec<_>>(), [5]);
+}
+
+#[test]
 fn a_restarted_host_says_what_it_has_before_anything_is_ordered() {
     let mut lab = lab(&["a", "b", "c"]);
     lab.import("a", 2);
