@@ -41,8 +41,6 @@ mod wanted;
 const STEP: usize = 2 << 20;
 /// How long a client may send nothing.
 const STALLED: Duration = Duration::from_secs(600);
-/// How long an import may take when its client names no timeout, as in Dragonfly's tools.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// How long replicas may take to come about when a client waits for them: longer than the scheduler waits, which knows more.
 const REPLICATING: Duration = Duration::from_secs(11 * 60);
 
@@ -291,7 +289,7 @@ pub(crate) trait Input: Send + 'static {
 }
 
 /// Imports in a task of its own, so that a client who goes away does not cut it off where the scheduler would not hear
-/// of it, and a panic costs this import only. `timeout` is how long it may take, 30 minutes without.
+/// of it, and a panic costs this import only. Without a `timeout` it may take as long as bytes come.
 ///
 /// # Errors
 /// As [`Importer::begin`] and [`Importer::finish`]; DEADLINE_EXCEEDED.
@@ -312,11 +310,15 @@ pub(crate) async fn run(
             Err(why) => Err(importer.ended_early(&engine, why).await),
         }
     });
-    let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
-    match tokio::time::timeout(timeout, import).await {
+    let ended = match timeout {
+        Some(timeout) => tokio::time::timeout(timeout, import).await.map_err(|_| timeout),
+        // A client that sends nothing is noticed, and one that goes away ends its stream.
+        None => Ok(import.await),
+    };
+    match ended {
         Ok(Ok(imported)) => imported,
         Ok(Err(_)) => Err(Status::internal("the import crashed; see the daemon's log")),
-        Err(_) => {
+        Err(timeout) => {
             Err(Status::deadline_exceeded(format!("the import did not end within {} s", timeout.as_secs())))
         }
     }

@@ -205,6 +205,8 @@ impl SchedulerService {
         for (_, hold) in inner.holds.drain() {
             hold.end(Some(status()));
         }
+        drop(inner);
+        self.stepped.notify_waiters();
     }
 
     /// What the scheduler knows and has done.
@@ -309,9 +311,10 @@ impl SchedulerService {
             }
             Effect::Probe { host, address } => calls.push(Call::Probe(host, address)),
             Effect::Order(hold, order, what) => {
-                // A Hold that is gone or does not read is found out by the machine.
-                if let Some(outlet) = inner.holds.get(&hold) {
-                    outlet.send(hold::order(order, what));
+                let sent = inner.holds.get(&hold).is_some_and(|outlet| outlet.send(hold::order(order, what)));
+                if !sent {
+                    let error = Some("its host does not read its Hold".to_owned());
+                    events.push(Event::CopyEnded { order, error });
                 }
             }
             Effect::Copy { order, task, address, copy, .. } => {

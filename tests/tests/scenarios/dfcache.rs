@@ -155,6 +155,8 @@ async fn bad_imports_and_exports_say_what_is_wrong_and_leave_nothing() {
         .await;
     let none = WritePersistentCacheTaskStarted { persistent_replica_count: 0, ..known(content) };
     refuse(none, Code::InvalidArgument, "persistent_replica_count").await;
+    let many = WritePersistentCacheTaskStarted { ack: 2, ..known(content) };
+    refuse(many, Code::InvalidArgument, "ack").await;
     let odd = WritePersistentCacheTaskStarted { content_id: "md5".to_owned(), ..known(content) };
     refuse(odd, Code::InvalidArgument, "md5").await;
     let short = WritePersistentCacheTaskStarted { content_length: Some(PIECE + 1), ..import() };

@@ -96,6 +96,12 @@ impl Wanted {
         if self.replicas == 0 {
             return Err(invalid("persistent_replica_count is 0: at least this host keeps a replica"));
         }
+        if u64::from(self.ack) > self.replicas {
+            return Err(invalid(format!(
+                "ack is {} and persistent_replica_count {}: no more replicas come about than are kept",
+                self.ack, self.replicas
+            )));
+        }
         if self.ttl.is_zero() {
             return Err(invalid("ttl is missing or 0: say how long the content is to be kept"));
         }

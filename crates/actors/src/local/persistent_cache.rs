@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use damselfly_api::common::v2 as common;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
@@ -19,6 +20,9 @@ use crate::output::refused;
 use crate::request::{at_scheduler, unknown};
 use crate::stream::storage;
 use crate::task::wire;
+
+/// How long the import of a file may take when its client names no timeout, as in Dragonfly's tools.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// A task in the scheduler's eyes.
 ///
@@ -132,8 +136,9 @@ pub(super) async fn upload(
     let length = file.metadata().map_err(|why| unreadable(&request.path, &why))?.len();
     let path = request.path.clone();
     let timeout = wire::duration_from(request.timeout).filter(|timeout| !timeout.is_zero());
+    let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
     let wanted = Wanted { content_length: Some(length), ..Wanted::of_upload(request, owner(caller))? };
-    import::run(engine, wanted, PathInput { file, path }, timeout).await
+    import::run(engine, wanted, PathInput { file, path }, Some(timeout)).await
 }
 
 /// A file, opened as the caller.

@@ -75,7 +75,10 @@ impl Scheduler {
         peer.state == PeerState::Failed
             || (host.info.disable_shared && !peer.is_active())
             || (downloads && quiet >= self.config.piece_ttl)
-            || quiet >= self.config.peer_ttl
-            || (task.peers.len() > self.config.peer_limit && peer.state == PeerState::Succeeded && idle)
+            || (quiet >= self.config.peer_ttl && !peer.persistent)
+            || (task.peers.len() > self.config.peer_limit
+                && peer.state == PeerState::Succeeded
+                && idle
+                && !peer.persistent)
     }
 }

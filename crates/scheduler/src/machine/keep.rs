@@ -153,7 +153,7 @@ impl KeepView {
 impl Task {
     /// Whether the peer has all of the content.
     fn is_copy(&self, peer: &Peer) -> bool {
-        peer.is_complete() || (self.is_empty_content() && peer.persistent)
+        (peer.is_complete() && !peer.suspect) || (self.is_empty_content() && peer.persistent)
     }
 
     fn holds_all(&mut self, id: &PeerId, cx: &mut Cx<'_>) {

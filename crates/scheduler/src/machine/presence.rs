@@ -191,7 +191,11 @@ impl Scheduler {
                     self.end_of_listing(&id, now, out);
                 }
             }
-            HoldMessage::Done { order, error } => self.order_done(order, error.as_deref(), now, out),
+            HoldMessage::Done { order, error } => {
+                if self.is_ordered(order, &id) {
+                    self.order_done(order, error.as_deref(), now, out);
+                }
+            }
             HoldMessage::Tombstones(tasks) => {
                 for (task, generation) in tasks {
                     self.task_deleted(&id, &task, generation, false, now, out);

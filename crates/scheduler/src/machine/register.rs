@@ -33,6 +33,7 @@ impl Scheduler {
             out.push(Effect::Close(event.stream, Ending::NotFound(why)));
             return;
         }
+        self.unearth(&key, &event.host);
         self.tasks.entry(key.clone()).or_insert_with(|| Task::new(key.clone(), now));
         self.with(&key, now, out, |task, cx| task.register(event, cx));
     }

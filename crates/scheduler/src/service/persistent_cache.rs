@@ -158,6 +158,9 @@ impl SchedulerService {
             if view.replicas_now() >= ack {
                 return Ok(self.wire_kept(&task, &view));
             }
+            if self.inner.lock().closing {
+                return Err(Status::unavailable("the scheduler is shutting down"));
+            }
             tokio::select! {
                 () = &mut stepped => {}
                 () = &mut deadline => {

@@ -92,9 +92,7 @@ impl Scheduler {
         } else {
             self.forget(&key, "another import takes its id", now, out);
         }
-        if let Some(grave) = self.graves.get_mut(&key) {
-            grave.generations.remove(&host);
-        }
+        self.unearth(&key, &host);
         self.tasks.entry(key.clone()).or_insert_with(|| Task::new(key.clone(), now));
         self.with(&key, now, out, |task, cx| {
             (task.about.tag, task.about.application) = (tag, application);
@@ -232,6 +230,8 @@ impl Scheduler {
             }
         });
         self.tasks.remove(key);
+        self.starved.remove(key);
+        self.feed_starved();
         self.dirty.remove(key);
         self.timers.set(Timer::Task(key.clone()), None);
     }
@@ -255,6 +255,18 @@ impl Scheduler {
         buried
     }
 
+    /// Whether the order was this host's: nobody answers for another.
+    pub(in crate::machine) fn is_ordered(&self, order: u64, host: &HostId) -> bool {
+        self.orders.get(&order).is_some_and(|(_, ordered)| ordered == host)
+    }
+
+    /// What the host has of the task from now on is not what was deleted.
+    pub(in crate::machine) fn unearth(&mut self, key: &TaskKey, host: &HostId) {
+        if let Some(grave) = self.graves.get_mut(key) {
+            grave.generations.remove(host);
+        }
+    }
+
     /// An order was carried out, or not.
     pub(in crate::machine) fn order_done(
         &mut self,
@@ -264,6 +276,9 @@ impl Scheduler {
         out: &mut Vec<Effect>,
     ) {
         let Some((key, host)) = self.orders.remove(&order) else { return };
+        if error.is_none() {
+            self.unearth(&key, &host);
+        }
         self.with(&key, now, out, |task, cx| {
             if let Some(keep) = &mut task.keep {
                 keep.orders.remove(&host);
@@ -293,6 +308,9 @@ impl Scheduler {
             .filter(|(_, (_, ordered))| ordered == host)
             .map(|(order, (task, _))| (*order, task.clone()))
             .collect();
+        if !lost.is_empty() {
+            self.feed_starved();
+        }
         for (order, task) in lost {
             self.orders.remove(&order);
             self.with(&task, now, out, |task, _| {

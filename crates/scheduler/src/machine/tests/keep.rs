@@ -281,6 +281,26 @@ fn deletion_reaches_who_is_there_and_who_comes_back() {
 }
 
 #[test]
+fn what_was_deleted_does_not_bury_what_is_imported_later() {
+    let mut lab = lab(&["a", "b"]);
+    lab.import("a", 2);
+    let [(2, order, _)] = lab.orders()[..] else { panic!() };
+    // Nobody else answers for it.
+    lab.done(1, order, None);
+    assert_eq!(lab.view().replicas_now(), 1);
+    lab.done(2, order, None);
+    // Deleted before anybody said which version it has.
+    lab.delete().unwrap();
+    assert_eq!(lab.orders().len(), 2);
+    lab.import("a", 2);
+    let [(2, order, true)] = lab.orders()[..] else { panic!() };
+    lab.done(2, order, None);
+    holdings(&mut lab, 2, vec![Holding { generation: 2, ..copy() }], false);
+    assert!(lab.orders().is_empty());
+    assert_eq!(lab.view().replicas_now(), 2);
+}
+
+#[test]
 fn a_new_scheduler_learns_from_its_hosts() {
     let mut lab = lab(&["a", "b"]);
     holdings(&mut lab, 1, vec![copy()], false);
