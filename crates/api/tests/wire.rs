@@ -203,10 +203,13 @@ fn our_fields_in_dragonflys_packages_are_these() {
         "AnnouncePeerRequest.learned 1000",
         "AnnouncePeerRequest.released_lease 1001",
         "AnnouncePeerResponse.facts 1000",
+        "AnnouncePersistentCachePeerResponse.facts 1000",
         "Host.incarnation 1002",
         "Host.quic_port 1001",
         "Host.tcp_port 1000",
         "NeedBackToSourceResponse.lease 1000",
+        "PersistentCacheTask.replicas 1000",
+        "PersistentCacheTask.schedulers 1001",
         "ReadPersistentCacheTaskFinished.receipt 1000",
         "ReadPersistentCacheTaskStarted.host_id 1001",
         "ReadPersistentCacheTaskStarted.peer_id 1002",
@@ -214,6 +217,9 @@ fn our_fields_in_dragonflys_packages_are_these() {
         "ReadPersistentCacheTaskStarted.response_header 1003",
         "ReadPersistentCacheTaskStarted.task_id 1000",
         "RegisterPeerRequest.restate 1000",
+        "RegisterPersistentCachePeerRequest.restate 1000",
+        "UploadPersistentCacheTaskFinishedRequest.ack 1000",
+        "UploadPersistentCacheTaskFinishedRequest.crcs 1001",
     ];
     assert_eq!(ours, expected);
 }
