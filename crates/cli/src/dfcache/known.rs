@@ -35,7 +35,8 @@ const LIST: [&str; 9] =
 pub(super) fn refused(title: &'static str, id: &str, status: &Status) -> Failure {
     let mut failure = Failure::of_call(title, status);
     let help = match status.code() {
-        Code::NotFound => format!(
+        // Our daemon says so itself.
+        Code::NotFound if !status.message().contains("never imported") => format!(
             "; nothing is known of {id}: it was never imported in this cluster, its ttl has expired, or it was removed"
         ),
         Code::FailedPrecondition if status.message().contains("redis") => {
@@ -105,7 +106,8 @@ fn ttl(ttl: Option<&prost_types::Duration>) -> Option<Duration> {
 }
 
 fn ttl_text(given: Option<&prost_types::Duration>) -> String {
-    ttl(given).map_or_else(|| "-".to_owned(), |ttl| humantime::format_duration(ttl).to_string())
+    let whole = |ttl: Duration| humantime::format_duration(Duration::from_secs(ttl.as_secs())).to_string();
+    ttl(given).map_or_else(|| "-".to_owned(), whole)
 }
 
 /// How the copies stand against what is wanted; `None` when the scheduler tells nothing of copies.

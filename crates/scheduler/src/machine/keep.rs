@@ -58,13 +58,13 @@ pub enum KeepError {
     #[error("host {0} not found: announce it before it imports")]
     UnknownHost(HostId),
     /// A live task has the id.
-    #[error("persistent cache task {0} exists and lives: delete it first, or import under another id")]
+    #[error("persistent cache task {} exists and lives: delete it first, or import under another id", .0.id)]
     Exists(TaskKey),
     /// No such task.
-    #[error("persistent cache task {0} not found")]
+    #[error("persistent cache task {} not found", .0.id)]
     Unknown(TaskKey),
     /// The import was not begun by this host, or is over.
-    #[error("no import of {0} by this host is under way")]
+    #[error("no import of {} by this host is under way", .0.id)]
     NotUploading(TaskKey),
 }
 
