@@ -82,7 +82,7 @@ pub(crate) struct Importer {
 }
 
 impl Importer {
-    /// Begins an import; one with a given id is announced to the scheduler. When `cancel` is cancelled, [`Self::read`]
+    /// Begins an import; one with a given id and a known length is announced to the scheduler. When `cancel` is cancelled, [`Self::read`]
     /// ends early.
     ///
     /// # Errors
@@ -115,8 +115,9 @@ impl Importer {
         let seat = engine.board.sit(format!("daemon/import {peer_id}"));
         let new = wanted.to_storage(given.as_ref());
         let mut announcement = Announcement { engine: Arc::clone(engine), wanted, peer_id, at: None };
-        if let Some(id) = given {
-            announcement.started(&id, announcement.geometry_beforehand()).await?;
+        // Without a length there is nothing to announce yet: then it is offered at its end.
+        if let Some((id, geometry)) = given.zip(announcement.geometry_beforehand()) {
+            announcement.started(&id, geometry).await?;
         }
         match tokio::task::block_in_place(|| engine.store.begin_import(new)) {
             Ok(import) => Ok(Self { import, announcement, cancel, seat }),
@@ -220,8 +221,9 @@ impl Importer {
             }
         };
         seat.show("telling the scheduler");
-        announcement.engine.holdings.changed();
         let offered = offer(&mut announcement, &imported).await;
+        // Only now: before, the scheduler would take this copy for one of whatever it knows under the id.
+        announcement.engine.holdings.changed();
         if let Err(why) = &offered
             && why.code() != Code::DeadlineExceeded
             && !imported.existed

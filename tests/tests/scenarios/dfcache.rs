@@ -117,6 +117,24 @@ async fn deletion_reaches_every_copy_and_the_id_is_free_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_may_have_a_given_id() {
+    let mut swarm = Swarm::start(2, "").await.unwrap();
+    let [first, second] = &swarm.hosts[..] else { unreachable!() };
+    let content = Pattern::new(1, PIECE + 1);
+    let named = WritePersistentCacheTaskStarted {
+        content_for_calculating_task_id: Some("a model".to_owned()),
+        ..import()
+    };
+    let task = first.write(named.clone(), content).await.unwrap();
+    assert_eq!((task.content_length, task.piece_length), (content.length, 16 << 20), "{task:?}");
+    assert_eq!(second.read(&task.id, None).await.unwrap(), content.to_vec());
+    // Nobody knows before its end whether it is the same content.
+    let taken = second.write(named, Pattern::new(2, PIECE)).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists, "{taken:?}");
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broken_upload_goes_on_where_it_was() {
     let mut swarm = Swarm::start(2, "").await.unwrap();
     let host = &swarm.hosts[0];

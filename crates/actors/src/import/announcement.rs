@@ -35,8 +35,8 @@ impl Announcement {
         }
     }
 
-    /// The import begins, or is about to be offered. What is not known yet is 0.
-    pub(super) async fn started(&mut self, id: &TaskId, geometry: Option<Geometry>) -> Result<(), Status> {
+    /// The import begins, or is about to be offered.
+    pub(super) async fn started(&mut self, id: &TaskId, geometry: Geometry) -> Result<(), Status> {
         let picked = self.engine.cluster.pick(id);
         let handle = picked.ok_or_else(|| {
             Status::unavailable("no scheduler can be reached, so nobody could find what is imported")
@@ -48,9 +48,9 @@ impl Announcement {
             persistent_replica_count: self.wanted.replicas,
             tag: self.wanted.tag.clone(),
             application: self.wanted.application.clone(),
-            piece_length: geometry.map_or(0, |geometry| geometry.piece_length()),
-            content_length: geometry.map_or(0, |geometry| geometry.content_length()),
-            piece_count: geometry.map_or(0, |geometry| geometry.piece_count()),
+            piece_length: geometry.piece_length(),
+            content_length: geometry.content_length(),
+            piece_count: geometry.piece_count(),
             ttl: wire::duration(self.wanted.ttl),
         };
         handle.upload_persistent_cache_task_started(request).await.map_err(|why| unknown(id, &why))?;
@@ -101,10 +101,13 @@ pub(super) async fn offer(
 ) -> Result<PersistentCacheTask, Status> {
     let content = &imported.content;
     let id = &content.key().id;
-    if announcement.at.is_none() {
-        match announcement.started(id, content.geometry()).await {
+    if announcement.at.is_none()
+        && let Some(geometry) = content.geometry()
+    {
+        let by_content = announcement.wanted.given.is_none();
+        match announcement.started(id, geometry).await {
             // The id follows from the content: what is known there is this very content, and this host has it now.
-            Err(why) if why.code() == Code::AlreadyExists => {
+            Err(why) if by_content && why.code() == Code::AlreadyExists => {
                 return at_scheduler(&announcement.engine, id).await;
             }
             told => told?,

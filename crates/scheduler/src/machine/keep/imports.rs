@@ -128,7 +128,8 @@ impl Scheduler {
     /// An import is complete: its host has a replica, and the others are ordered.
     ///
     /// # Errors
-    /// [`KeepError::NotUploading`].
+    /// [`KeepError::NotUploading`]; [`KeepError::Exists`] when other content is known under the id: then this host's is not
+    /// offered.
     pub fn upload_finished(
         &mut self,
         key: &TaskKey,
@@ -138,7 +139,7 @@ impl Scheduler {
         out: &mut Vec<Effect>,
     ) -> Result<(), KeepError> {
         self.importing(key, host, now)?;
-        self.with(key, now, out, |task, cx| {
+        let other = self.with(key, now, out, |task, cx| {
             let peer = task.copy_on(host, PeerId::held(host, &key.id), cx);
             task.holds_all(&peer, cx);
             task.restated(&peer, (0..).zip(crcs).collect(), cx);
@@ -146,9 +147,10 @@ impl Scheduler {
                 keep.progress = Progress::Succeeded;
             }
             (task.state, task.updated) = (TaskState::Succeeded, cx.now);
+            task.peers.get(&peer).is_some_and(|peer| peer.suspect)
         });
         self.settle(now, out);
-        Ok(())
+        if other == Some(true) { Err(KeepError::Exists(key.clone())) } else { Ok(()) }
     }
 
     /// An import failed: it is forgotten.

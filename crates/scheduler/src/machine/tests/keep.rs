@@ -244,6 +244,21 @@ fn an_id_is_taken_while_its_task_lives() {
 }
 
 #[test]
+fn other_content_does_not_slip_in_under_an_id() {
+    let mut lab = lab(&["a", "b"]);
+    lab.import("a", 1);
+    // b lists as its own what it is just importing under the same id.
+    holdings(&mut lab, 2, vec![Holding { persistent: false, ..copy() }], false);
+    lab.start(upload("b", 1)).unwrap();
+    let (mut out, b) = (Vec::new(), HostId::from("b"));
+    let crcs = vec![Crc(1), Crc(7), Crc(3)];
+    let finished = lab.machine.upload_finished(&task(), &b, crcs, lab.now, &mut out);
+    assert!(matches!(finished, Err(KeepError::Exists(_))), "{finished:?}");
+    let copies = lab.view().replicas;
+    assert!(copies.iter().all(|copy| copy.complete == (copy.host != b)), "{copies:?}");
+}
+
+#[test]
 fn a_failed_import_is_forgotten() {
     let mut lab = lab(&["a", "b"]);
     lab.start(upload("a", 1)).unwrap();
