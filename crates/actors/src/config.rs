@@ -12,7 +12,7 @@ mod keys;
 mod section;
 #[cfg(test)]
 mod tests;
-mod tree;
+pub mod tree;
 mod unbuilt;
 
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ use damselfly_scheduler_client::{Target, TlsFiles};
 pub use addresses::{
     AddressError, AddressInputs, Addresses, EmbeddedScheduler, SchedulerSource, default_route, route_to,
 };
-pub use directories::{Directories, DirectoryError, client_sockets};
+pub use directories::{Directories, DirectoryError, client_configs, client_sockets};
 pub use error::{ConfigError, Place, Warning, WrongValue};
 pub use tree::Mark;
 
@@ -345,13 +345,7 @@ impl Config {
         overrides: &Overrides,
         directories: Directories,
     ) -> Result<Loaded, ConfigError> {
-        let document = tree::parse(source).map_err(|error| ConfigError::Syntax {
-            place: Place {
-                file: file.to_owned(),
-                mark: error.location().map(Mark::from).unwrap_or(Mark { line: 1, column: 1 }),
-            },
-            message: one_line(&error.to_string()),
-        })?;
+        let document = tree::parse(file, source)?;
         let findings = section::Findings::new(file, source);
         let mut config = keys::read(section::Section::root(&document, &findings), directories);
         let (mut warnings, wrong) = findings.into_parts();
@@ -361,8 +355,4 @@ impl Config {
         keys::apply(&mut config, overrides, &mut warnings)?;
         Ok(Loaded { config, file: Some(file.to_owned()), warnings })
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().chars().take(300).collect()
 }

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use damselfly_api::common::v2::Download;
+use damselfly_api::common::v2::{Download, Host};
 use damselfly_core::download::Config as MachineConfig;
-use damselfly_core::{HostId, Kind, PeerId, TaskKey};
-use damselfly_scheduler_client::{Action, Cluster, Subject};
+use damselfly_core::{HostId, Kind, PeerId, TaskId, TaskKey};
+use damselfly_scheduler_client::{Action, Cluster, SchedulerHandle, Subject};
 use damselfly_source::Origin;
 use damselfly_storage::Store;
 use damselfly_transport::{BufferPool, TokenBucket};
@@ -80,6 +80,29 @@ impl Engine {
             self.metrics.blocked(kind);
             Status::permission_denied(format!("{what} rejected by blocklist policy"))
         })
+    }
+
+    /// The scheduler that a task belongs to.
+    ///
+    /// # Errors
+    /// UNAVAILABLE while none is healthy.
+    pub(crate) fn scheduler(&self, task: &TaskId) -> Result<SchedulerHandle, Status> {
+        self.cluster.pick(task).ok_or_else(|| Status::unavailable("no scheduler can be reached"))
+    }
+
+    /// The hosts of the cluster as the healthy schedulers know them, by id.
+    ///
+    /// # Errors
+    /// UNAVAILABLE when one of them does not say.
+    pub(crate) async fn cluster_hosts(&self) -> Result<Vec<Host>, Status> {
+        let mut hosts = Vec::new();
+        for handle in self.cluster.healthy() {
+            let listed = handle.list_hosts(None).await.map_err(|why| Status::unavailable(why.to_string()))?;
+            hosts.extend(listed);
+        }
+        hosts.sort_by(|a, b| a.id.cmp(&b.id));
+        hosts.dedup_by(|a, b| a.id == b.id);
+        Ok(hosts)
     }
 
     /// Removes a task whose content nothing became known of, if the caller was the last who had to do with it.

@@ -8,7 +8,6 @@
 //! whose id follows from the content when all of it is here, of one with a given id at once, so that two hosts do not
 //! import different content under it. What fails leaves nothing behind, here or there.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::Arc;
@@ -27,11 +26,11 @@ use tonic::{Code, Status, Streaming};
 use crate::engine::Engine;
 use crate::kit::Seat;
 use crate::local::stat;
+use crate::request::invalid;
 use crate::stream::storage;
 use announcement::{Announcement, offer};
 pub(crate) use resting::Uploads;
 pub(crate) use wanted::Wanted;
-use wanted::invalid;
 
 mod announcement;
 mod resting;
@@ -244,11 +243,7 @@ async fn check_hosts(engine: &Engine, ack: u32) -> Result<(), Status> {
     if ack <= 1 {
         return Ok(());
     }
-    let mut hosts = HashSet::new();
-    for handle in engine.cluster.healthy() {
-        let listed = handle.list_hosts(None).await.map_err(|why| Status::unavailable(why.to_string()))?;
-        hosts.extend(listed.into_iter().map(|host| host.id));
-    }
+    let hosts = engine.cluster_hosts().await?;
     if hosts.len() < usize::try_from(ack).unwrap_or(usize::MAX) {
         return Err(Status::failed_precondition(format!(
             "{ack} replicas are to be waited for and the cluster has {} hosts: wait for fewer, or start more daemons",

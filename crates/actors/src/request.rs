@@ -49,8 +49,29 @@ pub struct Prepared {
     labels: TaskLabels,
 }
 
-fn invalid(why: impl std::fmt::Display) -> Status {
+pub(crate) fn invalid(why: impl std::fmt::Display) -> Status {
     Status::invalid_argument(why.to_string())
+}
+
+/// The task that a caller names.
+///
+/// # Errors
+/// INVALID_ARGUMENT for what is no id.
+pub(crate) fn key(kind: Kind, id: &str) -> Result<TaskKey, Status> {
+    Ok(TaskKey { kind, id: TaskId::parse(id).map_err(invalid)? })
+}
+
+/// A digest that a caller gave; an empty one is none.
+///
+/// # Errors
+/// INVALID_ARGUMENT for what is no digest.
+pub(crate) fn digest(text: Option<&str>) -> Result<Option<Digest>, Status> {
+    text.filter(|text| !text.is_empty()).map(|text| text.parse::<Digest>().map_err(invalid)).transpose()
+}
+
+/// How long a caller is willing to wait; zero says nothing.
+pub(crate) fn timeout(timeout: Option<prost_types::Duration>) -> Option<Duration> {
+    wire::duration_from(timeout).filter(|timeout| !timeout.is_zero())
 }
 
 fn url_of(download: &Download) -> Result<Url, Status> {
@@ -109,10 +130,7 @@ pub fn task_id(download: &Download) -> Result<TaskId, IdError> {
 pub fn prepare(engine: &Engine, download: Download, owner: Option<u32>) -> Result<Prepared, Status> {
     let url = url_of(&download)?;
     let (range, headers) = range_and_headers(&download)?;
-    let digest = match download.digest.as_deref().filter(|digest| !digest.is_empty()) {
-        Some(text) => Some(text.parse::<Digest>().map_err(invalid)?),
-        None => None,
-    };
+    let digest = digest(download.digest.as_deref())?;
     if let Err(why) = download.piece_length.map(named_piece_length).transpose() {
         return Err(invalid(format!("piece_length: {why}; leave it out to have it derived")));
     }
@@ -124,7 +142,7 @@ pub fn prepare(engine: &Engine, download: Download, owner: Option<u32>) -> Resul
         download.priority,
     );
     engine.check_blocked(&download)?;
-    let timeout = wire::duration_from(download.timeout).filter(|timeout| !timeout.is_zero());
+    let timeout = timeout(download.timeout);
     let request = OriginRequest { url, headers, piece_length: download.piece_length };
     let new = NewTask {
         url_redacted: redact::url(&download.url),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use damselfly_api::common::v2::{Host, Peer, Task};
 use damselfly_api::scheduler::v2::{
@@ -9,6 +10,7 @@ use damselfly_api::scheduler::v2::{
     StatTaskRequest,
 };
 use damselfly_core::{PeerId, TaskId};
+use tokio::time::error::Elapsed;
 use tonic::{Code, Request, Response, Status};
 
 use crate::ClientError;
@@ -141,9 +143,19 @@ pub(crate) async fn unary<A>(
     scheduler: SocketAddr,
     call: impl Future<Output = Result<Response<A>, Status>>,
 ) -> Result<A, ClientError> {
-    match tokio::time::timeout(ANSWER, call).await {
+    outcome(operation, scheduler, ANSWER, tokio::time::timeout(ANSWER, call).await)
+}
+
+/// What came of a call that was waited for `after` long.
+pub(crate) fn outcome<A>(
+    operation: &'static str,
+    scheduler: SocketAddr,
+    after: Duration,
+    ended: Result<Result<Response<A>, Status>, Elapsed>,
+) -> Result<A, ClientError> {
+    match ended {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(ClientError::status(operation, scheduler, &status)),
-        Err(_) => Err(ClientError::Deadline { operation, scheduler, after: ANSWER }),
+        Err(_) => Err(ClientError::Deadline { operation, scheduler, after }),
     }
 }

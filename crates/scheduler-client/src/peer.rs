@@ -8,7 +8,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
-use crate::channel::ANSWER;
+use crate::handle::unary;
 use crate::{ClientError, SchedulerHandle, dialect};
 
 /// Messages that may wait for the network; a peer that reports faster than the scheduler reads waits in `send`.
@@ -120,11 +120,6 @@ impl SchedulerHandle {
         operation: &'static str,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, ClientError> {
-        let error = match tokio::time::timeout(ANSWER, call).await {
-            Ok(Ok(response)) => return Ok(response.into_inner()),
-            Ok(Err(status)) => ClientError::status(operation, self.address(), &status),
-            Err(_) => ClientError::Deadline { operation, scheduler: self.address(), after: ANSWER },
-        };
-        Err(self.doubt(error))
+        unary(operation, self.address(), call).await.map_err(|error| self.doubt(error))
     }
 }

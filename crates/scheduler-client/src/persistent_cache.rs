@@ -11,7 +11,7 @@ use damselfly_core::TaskId;
 use tonic::Request;
 
 use crate::channel::ANSWER;
-use crate::handle::{timed, unary};
+use crate::handle::{outcome, timed, unary};
 use crate::{ClientError, SchedulerHandle};
 
 impl SchedulerHandle {
@@ -71,17 +71,13 @@ impl SchedulerHandle {
         request: UploadPersistentCacheTaskFinishedRequest,
         patience: Duration,
     ) -> Result<PersistentCacheTask, ClientError> {
-        const OPERATION: &str = "UploadPersistentCacheTaskFinished";
         let after = if request.ack > 1 { patience.max(ANSWER) } else { ANSWER };
         let mut request = Request::new(request);
         request.set_timeout(after);
         let mut client = self.member.control_client();
         let call = client.upload_persistent_cache_task_finished(request);
-        match tokio::time::timeout(after, call).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(ClientError::status(OPERATION, self.address(), &status)),
-            Err(_) => Err(ClientError::Deadline { operation: OPERATION, scheduler: self.address(), after }),
-        }
+        let ended = tokio::time::timeout(after, call).await;
+        outcome("UploadPersistentCacheTaskFinished", self.address(), after, ended)
     }
 
     /// Says that an import failed, so that its task is forgotten.

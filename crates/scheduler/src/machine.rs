@@ -223,7 +223,7 @@ impl Scheduler {
                     }
                 });
             }
-            Event::CopyEnded { order, error } => self.order_done(order, error.as_deref(), now, out),
+            Event::OrderEnded { order, error } => self.order_done(order, error.as_deref(), now, out),
             Event::Tick => {}
         }
     }

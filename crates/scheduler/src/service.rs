@@ -314,7 +314,7 @@ impl SchedulerService {
                 let sent = inner.holds.get(&hold).is_some_and(|outlet| outlet.send(hold::order(order, what)));
                 if !sent {
                     let error = Some("its host does not read its Hold".to_owned());
-                    events.push(Event::CopyEnded { order, error });
+                    events.push(Event::OrderEnded { order, error });
                 }
             }
             Effect::Copy { order, task, address, copy, .. } => {
@@ -359,7 +359,7 @@ impl SchedulerService {
                     if let Some(error) = &error {
                         tracing::warn!(%task, %address, error, "a copy was not made, kept or deleted");
                     }
-                    service.step(Event::CopyEnded { order, error });
+                    service.step(Event::OrderEnded { order, error });
                 }
                 Call::Probe(host, address) => {
                     let alive = service.outbound.probe(address).await;

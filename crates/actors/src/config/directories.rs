@@ -35,6 +35,7 @@ pub enum DirectoryError {
 }
 
 const SOCKET: &str = "dfdaemon.sock";
+const SYSTEM_CONFIG: &str = "/etc/dragonfly";
 
 impl Directories {
     /// The places for a process of `uid`, whose environment `env` looks up, with `--home` as given.
@@ -62,19 +63,15 @@ impl Directories {
         }
         if uid == 0 {
             return Ok(Self {
-                config: "/etc/dragonfly".into(),
+                config: SYSTEM_CONFIG.into(),
                 storage: "/var/lib/dragonfly".into(),
                 socket: system_socket(),
                 logs: "/var/log/dragonfly/dfdaemon".into(),
                 private_socket_dir: false,
             });
         }
-        let base = |name: &str, below_home: &str| -> Result<PathBuf, DirectoryError> {
-            let base = absolute(&env, name)
-                .or_else(|| absolute(&env, "HOME").map(|home| home.join(below_home)))
-                .ok_or(DirectoryError::NoHome)?;
-            Ok(base.join("dragonfly"))
-        };
+        let base =
+            |name: &str, below_home: &str| user_base(&env, name, below_home).ok_or(DirectoryError::NoHome);
         let (socket, private_socket_dir) = user_socket(uid, &env);
         Ok(Self {
             config: base("XDG_CONFIG_HOME", ".config")?,
@@ -84,6 +81,12 @@ impl Directories {
             private_socket_dir,
         })
     }
+}
+
+/// Where a client's configuration may lie, in order: the user's directory, then the system's.
+#[must_use]
+pub fn client_configs(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    user_base(&env, "XDG_CONFIG_HOME", ".config").into_iter().chain([SYSTEM_CONFIG.into()]).collect()
 }
 
 /// The sockets a client of `uid` tries, in order, when no endpoint is named: the user's own daemon, then the system's.
@@ -104,6 +107,12 @@ fn user_socket(uid: u32, env: &impl Fn(&str) -> Option<OsString>) -> (PathBuf, b
             (temporary.join(format!("dragonfly-{uid}")).join(SOCKET), true)
         }
     }
+}
+
+/// Our directory below what the variable `name` says, or below `below_home` in the user's home.
+fn user_base(env: &impl Fn(&str) -> Option<OsString>, name: &str, below_home: &str) -> Option<PathBuf> {
+    let base = absolute(env, name).or_else(|| absolute(env, "HOME").map(|home| home.join(below_home)));
+    base.map(|base| base.join("dragonfly"))
 }
 
 fn absolute(env: &impl Fn(&str) -> Option<OsString>, name: &str) -> Option<PathBuf> {

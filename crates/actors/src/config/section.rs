@@ -140,17 +140,13 @@ impl<'a> Section<'a> {
     }
 
     fn wrong_at(&self, key: &str, node: &Node, expected: &str) {
-        let (value, width) = match &node.value {
-            Value::Null => ("empty".to_owned(), 1),
-            Value::Scalar(text) => {
-                (format!("{:?}", text.chars().take(120).collect::<String>()), text.chars().count())
-            }
-            Value::List(_) => ("a list".to_owned(), 1),
-            Value::Map(_) => ("a section".to_owned(), 1),
+        let width = match &node.value {
+            Value::Scalar(text) => text.chars().count(),
+            Value::Null | Value::List(_) | Value::Map(_) => 1,
         };
         self.findings.wrong.borrow_mut().push(WrongValue {
             key: key.to_owned(),
-            value,
+            value: node.value.quoted(),
             expected: expected.to_owned(),
             place: self.findings.place(node.at),
             snippet: self.findings.snippet(node.at, width),

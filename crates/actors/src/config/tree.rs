@@ -4,9 +4,15 @@
 //! what it expects, and an error found after parsing could no longer be pointed at.
 
 use std::fmt;
+use std::path::Path;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
+
+use super::error::{ConfigError, Place};
+
+/// Longest value that is quoted, in characters.
+const QUOTED: usize = 120;
 
 /// A place in the file, both counted from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,36 +31,66 @@ impl From<Location> for Mark {
 
 /// A value and its place.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Node {
-    pub(super) value: Value,
-    pub(super) at: Mark,
+pub struct Node {
+    /// The value.
+    pub value: Value,
+    /// Where it stands.
+    pub at: Mark,
 }
 
 /// What a node is.
 #[derive(Clone, Debug, Default)]
-pub(super) enum Value {
+pub enum Value {
     /// Nothing, `null` or `~`.
     #[default]
     Null,
     /// The text of a scalar as it was spelt, quotes removed.
     Scalar(String),
+    /// A list.
     List(Vec<Node>),
+    /// A section of keys and values.
     Map(Vec<Entry>),
+}
+
+impl Value {
+    /// The value in an error's words: what was spelt, in quotes and cut to [`QUOTED`] characters, or what it is.
+    #[must_use]
+    pub fn quoted(&self) -> String {
+        match self {
+            Self::Null => "empty".to_owned(),
+            Self::Scalar(text) => format!("{:?}", text.chars().take(QUOTED).collect::<String>()),
+            Self::List(_) => "a list".to_owned(),
+            Self::Map(_) => "a section".to_owned(),
+        }
+    }
 }
 
 /// One key of a map.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) at: Mark,
-    pub(super) node: Node,
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// Where it stands.
+    pub at: Mark,
+    /// Its value.
+    pub node: Node,
 }
 
-/// Reads the one document in `source`. An empty source is a null.
-pub(super) fn parse(source: &str) -> Result<Node, serde_saphyr::Error> {
+/// Reads the one document in `source`, the text of `file`. An empty source is a null.
+///
+/// # Errors
+/// [`ConfigError::Syntax`].
+pub fn parse(file: &Path, source: &str) -> Result<Node, ConfigError> {
     let mut options = serde_saphyr::Options::default();
     options.with_snippet = false; // the lines around an error may hold passwords
-    let root: Spanned<Raw> = serde_saphyr::from_str_with_options(source, options)?;
+    let root: Spanned<Raw> = serde_saphyr::from_str_with_options(source, options).map_err(|error| {
+        let mark = error.location().map(Mark::from).unwrap_or(Mark { line: 1, column: 1 });
+        let text = error.to_string();
+        ConfigError::Syntax {
+            place: Place { file: file.to_owned(), mark },
+            message: text.lines().next().unwrap_or_default().chars().take(300).collect(),
+        }
+    })?;
     Ok(settle(root, source))
 }
 

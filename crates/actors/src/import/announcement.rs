@@ -37,10 +37,7 @@ impl Announcement {
 
     /// The import begins, or is about to be offered.
     pub(super) async fn started(&mut self, id: &TaskId, geometry: Geometry) -> Result<(), Status> {
-        let picked = self.engine.cluster.pick(id);
-        let handle = picked.ok_or_else(|| {
-            Status::unavailable("no scheduler can be reached, so nobody could find what is imported")
-        })?;
+        let handle = self.engine.scheduler(id)?;
         let request = UploadPersistentCacheTaskStartedRequest {
             host_id: self.engine.identity.host_id.to_string(),
             task_id: id.to_string(),

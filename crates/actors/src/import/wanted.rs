@@ -10,6 +10,7 @@ use damselfly_storage::{ImportId, NewImport, NewTask};
 use tonic::Status;
 
 use super::resting::Name;
+use crate::request::invalid;
 use crate::task::wire;
 
 /// What is to be imported.
@@ -30,10 +31,6 @@ pub(crate) struct Wanted {
     pub(crate) upload: Option<String>,
     /// The first byte that comes.
     pub(crate) offset: u64,
-}
-
-pub(super) fn invalid(why: impl std::fmt::Display) -> Status {
-    Status::invalid_argument(why.to_string())
 }
 
 impl Wanted {

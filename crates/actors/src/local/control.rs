@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use damselfly_api::damselfly::v1::TaskRef;
-use damselfly_core::{TaskId, TaskKey};
+use damselfly_core::TaskKey;
 use damselfly_scheduler_client::kind_from_wire;
 use damselfly_transport::local::Caller;
 use tonic::Status;
 
 use super::may_change;
 use crate::engine::Engine;
+use crate::request;
 use crate::task::Control;
 use crate::tasks::{ASK, TasksMsg};
 
@@ -18,8 +19,7 @@ pub(super) fn key(task: Option<TaskRef>) -> Result<TaskKey, Status> {
     let task = task.ok_or_else(|| Status::invalid_argument("missing task"))?;
     let kind = kind_from_wire(task.kind)
         .ok_or_else(|| Status::invalid_argument(format!("unknown task kind {}", task.kind)))?;
-    let id = TaskId::parse(&task.id).map_err(|why| Status::invalid_argument(why.to_string()))?;
-    Ok(TaskKey { kind, id })
+    request::key(kind, &task.id)
 }
 
 /// Does to a task what its user asks. Pause and resume are remembered by the store and hold for later runs; a limit

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use damselfly_api::common::v2 as common;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::dfdaemon_download_server::DfdaemonDownload;
-use damselfly_core::{Kind, TaskId, TaskKey};
+use damselfly_core::{Kind, TaskKey};
 use damselfly_transport::local::Caller;
 use futures_util::future::try_join_all;
 use tonic::{Request, Response, Status, Streaming};
@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{caller_of, may_change, persistent_cache, stat};
 use crate::engine::Engine;
 use crate::metrics::Call;
+use crate::request;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -29,8 +30,7 @@ impl DownloadService {
 
     fn changeable<T>(&self, request: &Request<T>, id: &str) -> Result<TaskKey, Status> {
         let caller = caller_of(request)?;
-        let id = TaskId::parse(id).map_err(|why| Status::invalid_argument(why.to_string()))?;
-        let key = TaskKey { kind: Kind::Standard, id };
+        let key = request::key(Kind::Standard, id)?;
         may_change(&self.engine, &caller, &key)?;
         Ok(key)
     }

@@ -19,60 +19,54 @@ pub(crate) struct Names {
 
 /// A message of a download's story; each kind of task has its own.
 pub(crate) trait Message: prost::Message + Default + 'static {
+    /// What a message may say.
+    type Response;
+
+    /// The message.
+    fn new(names: &Names, response: Self::Response) -> Self;
+
     /// The download begins.
-    fn started(names: &Names, started: &Started) -> Self;
+    fn started(started: &Started) -> Self::Response;
 
     /// A piece is there; content goes beside it.
-    fn piece(names: &Names, piece: common::Piece) -> Self;
+    fn finished(piece: dfdaemon::DownloadPieceFinishedResponse) -> Self::Response;
 }
 
 impl Message for dfdaemon::DownloadTaskResponse {
-    fn started(names: &Names, started: &Started) -> Self {
-        Self::new(names, Response::DownloadTaskStartedResponse(started_message(started)))
+    type Response = Response;
+
+    fn new(names: &Names, response: Response) -> Self {
+        let Names { host, task, peer } = names.clone();
+        Self { host_id: host, task_id: task, peer_id: peer, response: Some(response) }
     }
 
-    fn piece(names: &Names, piece: common::Piece) -> Self {
-        Self::new(names, Response::DownloadPieceFinishedResponse(finished(piece)))
+    fn started(started: &Started) -> Response {
+        Response::DownloadTaskStartedResponse(started_message(started))
+    }
+
+    fn finished(piece: dfdaemon::DownloadPieceFinishedResponse) -> Response {
+        Response::DownloadPieceFinishedResponse(piece)
     }
 }
 
 impl Message for dfdaemon::DownloadPersistentCacheTaskResponse {
-    fn started(names: &Names, started: &Started) -> Self {
+    type Response = CacheResponse;
+
+    fn new(names: &Names, response: CacheResponse) -> Self {
+        let Names { host, task, peer } = names.clone();
+        Self { host_id: host, task_id: task, peer_id: peer, response: Some(response) }
+    }
+
+    fn started(started: &Started) -> CacheResponse {
         let content_length = started.geometry.content_length();
         let started = dfdaemon::DownloadPersistentCacheTaskStartedResponse { content_length };
-        Self::new(names, CacheResponse::DownloadPersistentCacheTaskStartedResponse(started))
+        CacheResponse::DownloadPersistentCacheTaskStartedResponse(started)
     }
 
-    fn piece(names: &Names, piece: common::Piece) -> Self {
-        Self::new(names, CacheResponse::DownloadPieceFinishedResponse(finished(piece)))
+    fn finished(piece: dfdaemon::DownloadPieceFinishedResponse) -> CacheResponse {
+        CacheResponse::DownloadPieceFinishedResponse(piece)
     }
 }
-
-fn finished(piece: common::Piece) -> dfdaemon::DownloadPieceFinishedResponse {
-    dfdaemon::DownloadPieceFinishedResponse { piece: Some(piece) }
-}
-
-trait New<R> {
-    fn new(names: &Names, response: R) -> Self;
-}
-
-macro_rules! named {
-    ($message:ty, $response:ty) => {
-        impl New<$response> for $message {
-            fn new(names: &Names, response: $response) -> Self {
-                Self {
-                    host_id: names.host.clone(),
-                    task_id: names.task.clone(),
-                    peer_id: names.peer.clone(),
-                    response: Some(response),
-                }
-            }
-        }
-    };
-}
-
-named!(dfdaemon::DownloadTaskResponse, Response);
-named!(dfdaemon::DownloadPersistentCacheTaskResponse, CacheResponse);
 
 /// Turns one client's items into messages.
 #[derive(Clone, Debug)]
@@ -95,14 +89,17 @@ impl<M: Message> Teller<M> {
 
     /// The item's message; content goes beside it. `None` for what Dragonfly's clients do not know.
     pub(crate) fn message(&mut self, item: &Item) -> Option<M> {
-        match item {
+        let response = match item {
             Item::Started(started) => {
                 self.names.peer = started.peer_id.to_string();
-                Some(M::started(&self.names, started))
+                M::started(started)
             }
-            Item::Piece { piece, .. } => Some(M::piece(&self.names, piece.clone())),
-            Item::Chunk { .. } | Item::Finished(_) => None,
-        }
+            Item::Piece { piece, .. } => {
+                M::finished(dfdaemon::DownloadPieceFinishedResponse { piece: Some(piece.clone()) })
+            }
+            Item::Chunk { .. } | Item::Finished(_) => return None,
+        };
+        Some(M::new(&self.names, response))
     }
 }
 

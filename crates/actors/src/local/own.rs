@@ -98,13 +98,7 @@ impl Local for LocalService {
         &self,
         _request: Request<ours::ListClusterRequest>,
     ) -> Result<Response<ours::ListClusterResponse>, Status> {
-        let mut hosts = Vec::new();
-        for handle in self.engine.cluster.healthy() {
-            let listed = handle.list_hosts(None).await.map_err(|why| Status::unavailable(why.to_string()))?;
-            hosts.extend(listed);
-        }
-        hosts.sort_by(|a, b| a.id.cmp(&b.id));
-        hosts.dedup_by(|a, b| a.id == b.id);
+        let hosts = self.engine.cluster_hosts().await?;
         let schedulers = status::schedulers(&self.engine);
         Ok(Response::new(ours::ListClusterResponse { hosts, schedulers }))
     }

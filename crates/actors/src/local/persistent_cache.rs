@@ -17,7 +17,7 @@ use super::{may_change, owner, stat as standard};
 use crate::engine::Engine;
 use crate::import::{self, Importer, Input, Wanted};
 use crate::output::refused;
-use crate::request::{at_scheduler, unknown};
+use crate::request::{self, at_scheduler, unknown};
 use crate::stream::storage;
 use crate::task::wire;
 
@@ -29,11 +29,11 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// # Errors
 /// NOT_FOUND for one that is not known there; UNAVAILABLE without a scheduler.
 pub(crate) async fn stat(engine: &Engine, id: &str) -> Result<common::PersistentCacheTask, Status> {
-    at_scheduler(engine, &standard::parse(id)?).await
+    at_scheduler(engine, &key(id)?.id).await
 }
 
 fn key(id: &str) -> Result<TaskKey, Status> {
-    Ok(TaskKey { kind: Kind::PersistentCache, id: standard::parse(id)? })
+    request::key(Kind::PersistentCache, id)
 }
 
 /// A task as this host has it.
@@ -107,8 +107,7 @@ pub(crate) fn replica(content: &TaskContent, persistent: bool) -> Result<(), Sto
 pub(super) async fn delete(engine: &Engine, caller: &Caller, id: &str) -> Result<(), Status> {
     let key = key(id)?;
     may_change(engine, caller, &key)?;
-    let picked = engine.cluster.pick(&key.id);
-    let handle = picked.ok_or_else(|| Status::unavailable("no scheduler can be reached"))?;
+    let handle = engine.scheduler(&key.id)?;
     let there = handle.delete_persistent_cache_task(engine.identity.host_id.as_str(), &key.id).await;
     // The scheduler has this host delete its copy as well; who asks here wants it gone when the call returns.
     let here = match standard::remove(engine, &key).await {
@@ -135,8 +134,7 @@ pub(super) async fn upload(
     let file = access.open_input(Path::new(&request.path)).await.map_err(|why| refused(&why))?;
     let length = file.metadata().map_err(|why| unreadable(&request.path, &why))?.len();
     let path = request.path.clone();
-    let timeout = wire::duration_from(request.timeout).filter(|timeout| !timeout.is_zero());
-    let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
+    let timeout = request::timeout(request.timeout).unwrap_or(DEFAULT_TIMEOUT);
     let wanted = Wanted { content_length: Some(length), ..Wanted::of_upload(request, owner(caller))? };
     import::run(engine, wanted, PathInput { file, path }, Some(timeout)).await
 }
@@ -184,9 +182,7 @@ impl Input for StreamInput {
             match import::next(&mut self.0).await? {
                 Some(Write::Chunk(chunk)) => importer.write(&chunk.content)?,
                 Some(Write::Finished(finished)) => {
-                    let digest = finished.digest.filter(|digest| !digest.is_empty());
-                    let digest = digest.map(|digest| digest.parse::<Digest>()).transpose();
-                    return digest.map_err(|why| Status::invalid_argument(why.to_string()));
+                    return request::digest(finished.digest.as_deref());
                 }
                 Some(Write::Started(_)) => return Err(Status::invalid_argument("`started` comes once")),
                 None => {

@@ -5,20 +5,17 @@ use std::time::Duration;
 
 use damselfly_api::common::v2 as common;
 use damselfly_api::dfdaemon::v2::StatLocalTaskResponse;
-use damselfly_core::{Kind, TaskId, TaskKey};
+use damselfly_core::{Kind, TaskKey};
 use damselfly_storage::{StoreError, TaskContent};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::engine::Engine;
 use crate::metrics::Call;
+use crate::request::key;
 
 /// How long a supervisor that nobody waits for may take to end before its task is said to be in use.
 const ENDING: Duration = Duration::from_secs(2);
-
-pub(super) fn parse(id: &str) -> Result<TaskId, Status> {
-    TaskId::parse(id).map_err(|why| Status::invalid_argument(why.to_string()))
-}
 
 /// A task in the scheduler's eyes.
 ///
@@ -31,9 +28,8 @@ pub(crate) async fn stat_task(engine: &Engine, id: &str) -> Result<common::Task,
 }
 
 async fn at_scheduler(engine: &Engine, id: &str) -> Result<common::Task, Status> {
-    let id = parse(id)?;
-    let handle =
-        engine.cluster.pick(&id).ok_or_else(|| Status::unavailable("no scheduler can be reached"))?;
+    let TaskKey { id, .. } = key(Kind::Standard, id)?;
+    let handle = engine.scheduler(&id)?;
     handle
         .stat_task(engine.identity.host_id.as_str(), &id)
         .await
@@ -51,7 +47,7 @@ pub(crate) fn stat_local(engine: &Engine, id: &str) -> Result<StatLocalTaskRespo
 }
 
 fn here(engine: &Engine, id: &str) -> Result<StatLocalTaskResponse, Status> {
-    let key = TaskKey { kind: Kind::Standard, id: parse(id)? };
+    let key = key(Kind::Standard, id)?;
     let content = engine.store.get(&key);
     content
         .map(|content| describe(engine, &content))

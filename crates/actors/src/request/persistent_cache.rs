@@ -5,12 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use damselfly_api::common::v2::{Download, PersistentCacheTask};
 use damselfly_api::dfdaemon::v2 as dfdaemon;
-use damselfly_core::{ByteRange, Digest, Geometry, Kind, RangeSpec, TaskId, TaskKey};
+use damselfly_core::{ByteRange, Geometry, Kind, RangeSpec, TaskId, TaskKey};
 use damselfly_scheduler_client::{Action, ClientError, Subject};
 use damselfly_storage::NewTask;
 use tonic::{Code, Status};
 
-use super::{DEFAULT_TIMEOUT, Prepared, invalid};
+use super::{DEFAULT_TIMEOUT, Prepared, digest, key, timeout};
 use crate::engine::Engine;
 use crate::task::wire;
 use crate::tasks::Wish;
@@ -28,7 +28,7 @@ pub(crate) struct Export {
     pub(crate) application: Option<String>,
     /// What the whole content must be, `<algorithm>:<encoded>`.
     pub(crate) digest: Option<String>,
-    /// How long it may take; zero or none: two hours.
+    /// How long it may take; two hours unless it says so.
     pub(crate) timeout: Option<Duration>,
     /// The copy becomes a replica.
     pub(crate) persistent: bool,
@@ -42,7 +42,7 @@ impl From<dfdaemon::DownloadPersistentCacheTaskRequest> for Export {
             tag: request.tag,
             application: request.application,
             digest: request.digest,
-            timeout: wire::duration_from(request.timeout),
+            timeout: timeout(request.timeout),
             persistent: request.persistent,
         }
     }
@@ -88,25 +88,20 @@ pub(crate) async fn prepare_export(
     export: Export,
     owner: Option<u32>,
 ) -> Result<Prepared, Status> {
-    let id = TaskId::parse(&export.task_id).map_err(invalid)?;
-    let digest = match export.digest.as_deref().filter(|digest| !digest.is_empty()) {
-        Some(text) => Some(text.parse::<Digest>().map_err(invalid)?),
-        None => None,
-    };
+    let key = key(Kind::PersistentCache, &export.task_id)?;
+    let digest = digest(export.digest.as_deref())?;
     let (tag, application) = (export.tag.clone(), export.application.clone());
     let (tag, application) = (tag.unwrap_or_default(), application.unwrap_or_default());
     let subject = Subject { application: &application, url: "", tag: &tag, priority: None };
     engine.check_listed(Kind::PersistentCache, Action::Download, &subject)?;
     let labels = engine.metrics.labels(Kind::PersistentCache, &tag, &application, 0);
-    let key = TaskKey { kind: Kind::PersistentCache, id };
     let Facts { geometry, new } = facts(engine, &key, export.persistent).await?;
-    let timeout = export.timeout.filter(|timeout| !timeout.is_zero());
     let download =
         Download { tag: new.tag.clone(), application: new.application.clone(), ..Download::default() };
     let wish = Wish {
         range: export.range,
         may_use_origin: false,
-        deadline: Some(engine.clock.now() + timeout.unwrap_or(DEFAULT_TIMEOUT)),
+        deadline: Some(engine.clock.now() + export.timeout.unwrap_or(DEFAULT_TIMEOUT)),
         request: None,
         download: Arc::new(download),
     };
@@ -147,8 +142,7 @@ async fn facts(engine: &Engine, key: &TaskKey, persistent: bool) -> Result<Facts
 /// # Errors
 /// NOT_FOUND for one that is not known there; UNAVAILABLE without a scheduler; INTERNAL for what else it answers.
 pub(crate) async fn at_scheduler(engine: &Engine, id: &TaskId) -> Result<PersistentCacheTask, Status> {
-    let picked = engine.cluster.pick(id);
-    let handle = picked.ok_or_else(|| Status::unavailable("no scheduler can be reached"))?;
+    let handle = engine.scheduler(id)?;
     let answer = handle.stat_persistent_cache_task(engine.identity.host_id.as_str(), id).await;
     answer.map_err(|why| unknown(id, &why))
 }

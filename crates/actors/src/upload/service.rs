@@ -7,7 +7,7 @@ use std::time::Duration;
 use damselfly_api::common::v2 as common;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::dfdaemon_upload_server::DfdaemonUpload;
-use damselfly_core::{Geometry, Kind, PieceSet, PieceSpan, TaskId, TaskKey};
+use damselfly_core::{Geometry, Kind, PieceSet, PieceSpan, TaskKey};
 use damselfly_scheduler_client::SchedulerInfo;
 use damselfly_storage::TaskContent;
 use tokio::sync::mpsc;
@@ -20,7 +20,7 @@ use crate::engine::{Engine, Ports};
 use crate::grpc::CallFrom;
 use crate::host::Meters;
 use crate::local::{persistent_cache, stat};
-use crate::request;
+use crate::request::{self, key};
 use crate::task::policy;
 
 /// Messages waiting for a slow child.
@@ -78,11 +78,6 @@ fn marked<T>(stream: BoxStream<T>) -> Response<BoxStream<T>> {
     let mut response = Response::new(stream);
     response.metadata_mut().insert("x-damselfly", tonic::metadata::MetadataValue::from_static("1"));
     response
-}
-
-fn key(kind: Kind, id: &str) -> Result<TaskKey, Status> {
-    let id = TaskId::parse(id).map_err(|why| Status::invalid_argument(why.to_string()))?;
-    Ok(TaskKey { kind, id })
 }
 
 /// Whether a call from `address` is a scheduler's that orders by calls. Ours orders in its `Hold` and never calls, so

@@ -9,20 +9,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use damselfly_actors::config::{ConfigError, Mark, Place, Warning, WrongValue};
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::Spanned;
+use damselfly_actors::config::tree::{self, Node, Value};
+use damselfly_actors::config::{ConfigError, Place, Warning, WrongValue, client_configs};
 
 use super::args::{ContentId, TransferMode};
 use crate::units;
 
 const NAME: &str = "dfcache.yaml";
-const SYSTEM: &str = "/etc/dragonfly";
 /// Bytes of content under way between the file and the socket.
 const BUFFER: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
-/// Longest value that is quoted, in characters.
-const QUOTED: usize = 120;
 
 /// A value and where the file has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,13 +72,7 @@ impl File {
     /// # Errors
     /// When it is no YAML, or has values that cannot be used.
     pub fn parse(file: &Path, source: &str) -> Result<(Self, Vec<Warning>), ConfigError> {
-        let mut options = serde_saphyr::Options::default();
-        options.with_snippet = false;
-        let root: Spanned<Raw> = serde_saphyr::from_str_with_options(source, options).map_err(|why| {
-            let mark = why.location().map(Mark::from).unwrap_or_default();
-            let place = Place { file: file.to_owned(), mark };
-            ConfigError::Syntax { place, message: why.to_string() }
-        })?;
+        let root = tree::parse(file, source)?;
         let mut reader = Reader { file, keys: BTreeMap::new(), wrong: Vec::new() };
         reader.spread("", root);
         let transfer = reader.take("client.transfer", "auto, path or stream", |text| choice(&text));
@@ -103,7 +92,7 @@ impl File {
         if !reader.wrong.is_empty() {
             return Err(ConfigError::Values(reader.wrong));
         }
-        let unknown = |(key, (_, place)): (String, (Raw, Place))| Warning {
+        let unknown = |(key, (_, place)): (String, (Value, Place))| Warning {
             key,
             message: "unknown key; it has no effect".to_owned(),
             place: Some(place),
@@ -115,10 +104,7 @@ impl File {
 
 /// The user's file, then the system's, which is the one beside the system's dfdaemon.yaml.
 fn candidates(env: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let user = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
-    let directories = user.map(|base| base.join("dragonfly")).into_iter().chain([SYSTEM.into()]);
-    directories.map(|directory| directory.join(NAME)).collect()
+    client_configs(env).into_iter().map(|directory| directory.join(NAME)).collect()
 }
 
 fn choice<T: clap::ValueEnum>(text: &str) -> Option<T> {
@@ -128,23 +114,23 @@ fn choice<T: clap::ValueEnum>(text: &str) -> Option<T> {
 /// The keys of a file that nobody has asked for yet, by their path, and what is wrong with the others.
 struct Reader<'a> {
     file: &'a Path,
-    keys: BTreeMap<String, (Raw, Place)>,
+    keys: BTreeMap<String, (Value, Place)>,
     wrong: Vec<WrongValue>,
 }
 
 impl Reader<'_> {
     /// Notes every key beneath `path`.
-    fn spread(&mut self, path: &str, node: Spanned<Raw>) {
-        let place = Place { file: self.file.to_owned(), mark: node.referenced.into() };
+    fn spread(&mut self, path: &str, node: Node) {
+        let place = Place { file: self.file.to_owned(), mark: node.at };
         match node.value {
-            Raw::Map(entries) => {
-                for (key, value) in entries {
-                    let key = camel(&key.value);
+            Value::Map(entries) => {
+                for entry in entries {
+                    let key = camel(&entry.key);
                     let path = if path.is_empty() { key } else { format!("{path}.{key}") };
-                    self.spread(&path, value);
+                    self.spread(&path, entry.node);
                 }
             }
-            Raw::Null => {}
+            Value::Null => {}
             value if path.is_empty() => {
                 self.refuse("the document", &value, "a section of keys and values", place);
             }
@@ -158,26 +144,20 @@ impl Reader<'_> {
     }
 
     fn take<T>(&mut self, key: &str, expected: &str, read: impl Fn(String) -> Option<T>) -> Option<Found<T>> {
-        let (raw, place) = self.keys.remove(key)?;
-        let value = match &raw {
-            Raw::Scalar(text) => read(text.clone()),
+        let (found, place) = self.keys.remove(key)?;
+        let value = match &found {
+            Value::Scalar(text) => read(text.clone()),
             _ => None,
         };
         if value.is_none() {
-            self.refuse(key, &raw, expected, place.clone());
+            self.refuse(key, &found, expected, place.clone());
         }
         value.map(|value| Found { value, place })
     }
 
-    fn refuse(&mut self, key: &str, value: &Raw, expected: &str, place: Place) {
-        let value = match value {
-            Raw::Scalar(text) => format!("{:?}", text.chars().take(QUOTED).collect::<String>()),
-            Raw::List => "a list".to_owned(),
-            Raw::Map(_) => "a section".to_owned(),
-            Raw::Null => "empty".to_owned(),
-        };
+    fn refuse(&mut self, key: &str, value: &Value, expected: &str, place: Place) {
         let (key, expected) = (key.to_owned(), expected.to_owned());
-        self.wrong.push(WrongValue { key, value, expected, place, snippet: None });
+        self.wrong.push(WrongValue { key, value: value.quoted(), expected, place, snippet: None });
     }
 }
 
@@ -194,66 +174,6 @@ fn camel(key: &str) -> String {
         text.push_str(letters.as_str());
     }
     text
-}
-
-/// A YAML value before anybody says what it should be.
-#[derive(Debug)]
-enum Raw {
-    Null,
-    Scalar(String),
-    List,
-    Map(Vec<(Spanned<String>, Spanned<Raw>)>),
-}
-
-impl<'de> Deserialize<'de> for Raw {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(RawVisitor)
-    }
-}
-
-struct RawVisitor;
-
-macro_rules! scalars {
-    ($($visit:ident: $type:ty),*) => {
-        $(fn $visit<E>(self, value: $type) -> Result<Raw, E> {
-            Ok(Raw::Scalar(value.to_string()))
-        })*
-    };
-}
-
-impl<'de> Visitor<'de> for RawVisitor {
-    type Value = Raw;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a YAML value")
-    }
-
-    scalars!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_i128: i128, visit_u128: u128, visit_f64: f64, visit_str: &str);
-
-    fn visit_unit<E>(self) -> Result<Raw, E> {
-        Ok(Raw::Null)
-    }
-
-    fn visit_none<E>(self) -> Result<Raw, E> {
-        Ok(Raw::Null)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Raw, D::Error> {
-        Raw::deserialize(deserializer)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Raw, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Raw::List)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(entry) = map.next_entry()? {
-            entries.push(entry);
-        }
-        Ok(Raw::Map(entries))
-    }
 }
 
 #[cfg(test)]

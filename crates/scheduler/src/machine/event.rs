@@ -286,8 +286,8 @@ pub enum Event {
         /// It could not be called, or could not download.
         failed: bool,
     },
-    /// A call for [`Effect::Copy`] has ended.
-    CopyEnded {
+    /// An order ended: a call for [`Effect::Copy`] has, or no Hold took an [`Effect::Order`].
+    OrderEnded {
         /// Which.
         order: u64,
         /// Why it failed.
@@ -415,7 +415,7 @@ pub enum Effect {
     },
     /// Order something of a host of ours, over its Hold. The number comes back with [`HoldMessage::Done`].
     Order(HoldId, u64, Order),
-    /// Call a host of Dragonfly's about its copy. The number comes back with [`Event::CopyEnded`].
+    /// Call a host of Dragonfly's about its copy. The number comes back with [`Event::OrderEnded`].
     Copy {
         /// The order.
         order: u64,

@@ -167,19 +167,6 @@ impl Task {
         self.set_pieces(id, PieceSet::full(count), cx);
     }
 
-    /// The peer that stands for what a host has.
-    fn copy_on(&mut self, host: &HostId, peer: PeerId, cx: &mut Cx<'_>) -> PeerId {
-        let there = self.peers.values().filter(|peer| peer.host == *host).max_by_key(|peer| peer.is_active());
-        if let Some(there) = there {
-            return there.id.clone();
-        }
-        let ours = cx.hosts.get(host).is_some_and(Host::is_ours);
-        let mut new = Peer::new(peer.clone(), host.clone(), ours, cx.now);
-        new.state = PeerState::Succeeded;
-        self.insert(new, cx);
-        peer
-    }
-
     /// A host that holds a copy says what it was to be kept for: that makes a task of it again after this scheduler's start.
     pub(super) fn kept(&mut self, target: u64, ttl_left: Duration, cx: &mut Cx<'_>) {
         match &mut self.keep {
@@ -238,19 +225,13 @@ impl Task {
     }
 
     fn order_missing(&self, keep: &mut Keep, cx: &mut Cx<'_>) {
-        let counts = |peer: &&Peer| {
-            peer.persistent
-                && self.is_copy(peer)
-                && cx.hosts.get(&peer.host).is_some_and(|host| counts(host, cx))
-        };
-        let there = self.peers.values().filter(counts).count();
+        let replicas = self.peers.values().filter(|peer| peer.persistent && self.is_copy(peer));
+        let there =
+            replicas.filter(|peer| cx.hosts.get(&peer.host).is_some_and(|host| counts(host, cx))).count();
         let target = usize::try_from(keep.target).unwrap_or(usize::MAX);
         let mut missing = target.saturating_sub(there + keep.orders.len());
-        // Somebody has to have it.
-        if missing == 0
-            || !self.peers.values().any(|peer| self.is_copy(peer) && peer.potential)
-                && !self.is_empty_content()
-        {
+        let somebody_has_it = self.peers.values().any(|peer| self.is_copy(peer) && peer.potential);
+        if missing == 0 || !(somebody_has_it || self.is_empty_content()) {
             return;
         }
         for (host, promote) in self.places(keep, cx) {

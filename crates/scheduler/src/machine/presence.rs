@@ -10,7 +10,7 @@ use super::Scheduler;
 use super::event::{Effect, Ending, HoldId, HoldMessage, Holding, HostInfo};
 use super::facts::geometry_of;
 use super::hosts::Announced;
-use super::peers::{Peer, PeerState};
+use super::peers::Peer;
 use super::tasks::{Task, contradicts};
 use super::timers::Timer;
 
@@ -246,18 +246,7 @@ impl Scheduler {
                 // tell when it asks the origin.
                 return;
             }
-            let of_host = |peer: &&Peer| peer.host == *id;
-            let existing = task.peers.values().filter(of_host).max_by_key(|peer| peer.is_active());
-            let peer = match existing {
-                Some(peer) => peer.id.clone(),
-                None => {
-                    let held = PeerId::held(id, &key.id);
-                    let mut peer = Peer::new(held.clone(), id.clone(), true, cx.now);
-                    peer.state = PeerState::Succeeded;
-                    task.insert(peer, cx);
-                    held
-                }
-            };
+            let peer = task.peer_of(id, PeerId::held(id, &key.id), cx);
             if told.private {
                 task.comes_from(&holding.url);
             }

@@ -27,8 +27,7 @@ impl Scheduler {
             return;
         }
         let key = event.task.clone();
-        let kept = self.tasks.get(&key).is_some_and(|task| task.keep.is_some() && !task.is_expired(now));
-        if key.kind == Kind::PersistentCache && !kept {
+        if key.kind == Kind::PersistentCache && self.live(&key, now).is_none() {
             let why = format!("persistent cache task {} not found", key.id);
             out.push(Effect::Close(event.stream, Ending::NotFound(why)));
             return;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use damselfly_core::download::Learned;
-use damselfly_core::{Geometry, PeerId, PieceSet, TaskKey, Tick};
+use damselfly_core::{Geometry, HostId, PeerId, PieceSet, TaskKey, Tick};
 
 use super::Cx;
 use super::costs::Costs;
@@ -349,6 +349,19 @@ impl Task {
         }
         self.peers.insert(peer.id.clone(), peer);
         self.updated = cx.now;
+    }
+
+    /// The peer that stands for what a host has.
+    pub(super) fn peer_of(&mut self, host: &HostId, peer: PeerId, cx: &mut Cx<'_>) -> PeerId {
+        let there = self.peers.values().filter(|peer| peer.host == *host).max_by_key(|peer| peer.is_active());
+        if let Some(there) = there {
+            return there.id.clone();
+        }
+        let ours = cx.hosts.get(host).is_some_and(|host| host.is_ours());
+        let mut new = Peer::new(peer.clone(), host.clone(), ours, cx.now);
+        new.state = PeerState::Succeeded;
+        self.insert(new, cx);
+        peer
     }
 
     /// Takes the content's length over: pieces can be counted from here on.

@@ -60,10 +60,18 @@ pub struct Imported {
 pub struct Import {
     store: Arc<Store>,
     import: NewImport,
-    hasher: Option<PersistentCacheHasher>,
+    identity: Identity,
     // Before the place: it is let go of first.
     writer: UnitWriter,
     place: Place,
+}
+
+/// What the id will be.
+#[derive(Debug)]
+enum Identity {
+    Given(TaskId),
+    /// What it follows from so far.
+    Content(Box<PersistentCacheHasher>),
 }
 
 /// The provisional place. Dropping it removes it.
@@ -111,11 +119,13 @@ impl Store {
         if let Some(content_length) = import.content_length {
             writer = writer.with_content_length(content_length)?;
         }
-        let hasher = match import.id {
-            ImportId::Given(_) => None,
-            ImportId::Content(content_id) => Some(PersistentCacheHasher::new(content_id)),
+        let identity = match &import.id {
+            ImportId::Given(id) => Identity::Given(id.clone()),
+            ImportId::Content(content_id) => {
+                Identity::Content(Box::new(PersistentCacheHasher::new(*content_id)))
+            }
         };
-        Ok(Import { store: Arc::clone(self), import, hasher, writer, place })
+        Ok(Import { store: Arc::clone(self), import, identity, writer, place })
     }
 
     /// Gives imported content its place. What is there already stays if it is equal.
@@ -203,7 +213,7 @@ impl Import {
         if let Some(announced) = self.import.content_length.filter(|announced| length > *announced) {
             return Err(StoreError::WrongLength { announced, found: length });
         }
-        if let Some(hasher) = &mut self.hasher {
+        if let Identity::Content(hasher) = &mut self.identity {
             hasher.update(bytes);
         }
         self.writer.append(bytes)
@@ -215,25 +225,25 @@ impl Import {
     /// [`StoreError::WrongLength`], [`StoreError::WrongDigest`]; [`StoreError::Taken`] when other content has the id;
     /// [`StoreError::InUse`] while an unfinished download has it; a failing disk. Nothing is left behind then.
     pub fn finish(self, digest: Option<&Digest>) -> Result<Imported, StoreError> {
-        let Self { store, import, hasher, writer, place } = self;
+        let Self { store, import, identity, writer, place } = self;
         let found = writer.written();
         if let Some(announced) = import.content_length.filter(|announced| *announced != found) {
             return Err(StoreError::WrongLength { announced, found });
         }
         let (geometry, crcs) = writer.finish()?;
         if let Some(expected) = digest {
-            let known = known_digest(expected.algorithm(), hasher.as_ref(), geometry, &crcs);
+            let known = known_digest(expected.algorithm(), &identity, geometry, &crcs);
             let computed = known.map_or_else(|| place.content.digest(expected.algorithm()), Ok)?;
             if !expected.matches(&computed) {
                 let (expected, found) = (expected.to_string(), computed.to_string());
                 return Err(StoreError::WrongDigest { expected, found });
             }
         }
-        let id = match (&import.id, hasher) {
-            (ImportId::Given(id), _) => id.clone(),
-            (ImportId::Content(_), hasher) => {
+        let by_content = matches!(identity, Identity::Content(_));
+        let id = match identity {
+            Identity::Given(id) => id,
+            Identity::Content(hasher) => {
                 let (tag, application) = (import.new.tag.as_deref(), import.new.application.as_deref());
-                let hasher = hasher.unwrap_or_else(|| PersistentCacheHasher::new(ContentId::default()));
                 hasher
                     .finish(tag, application, import.piece_length)
                     .map_err(|why| StoreError::Id(why.to_string()))?
@@ -242,13 +252,7 @@ impl Import {
         let key = TaskKey { kind: Kind::PersistentCache, id };
         // The bulk of it before others have to wait.
         place.content.sync()?;
-        let by_content = matches!(import.id, ImportId::Content(_));
         store.adopt(key, &place, (geometry, crcs), by_content, &import.new)
-    }
-
-    /// Ends the import without a result: nothing of it is left behind.
-    pub fn cancel(self) {
-        drop(self);
     }
 }
 
@@ -276,7 +280,7 @@ fn same_content(
 /// The whole content's digest, if it follows from what was computed as the content came. Otherwise it has to be read.
 fn known_digest(
     algorithm: Algorithm,
-    hasher: Option<&PersistentCacheHasher>,
+    identity: &Identity,
     geometry: Geometry,
     crcs: &[Crc],
 ) -> Option<Computed> {
@@ -285,7 +289,8 @@ fn known_digest(
         let whole = pieces.fold(Crc(0), |whole, (span, crc)| whole.followed_by(*crc, span.length));
         return Some(Computed::Crc32(whole.0));
     }
-    let computed = hasher?.content_digest();
+    let Identity::Content(hasher) = identity else { return None };
+    let computed = hasher.content_digest();
     matches!(&computed, Computed::Hex(of, _) if *of == algorithm).then_some(computed)
 }
 

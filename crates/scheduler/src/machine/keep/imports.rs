@@ -13,7 +13,8 @@ use super::super::timers::Timer;
 use super::{Grave, Keep, KeepError, KeepView, Progress, RETRY, ReplicaView, Upload};
 
 impl Scheduler {
-    fn live(&self, key: &TaskKey, now: Tick) -> Option<&Task> {
+    /// The persistent cache task, while its time is not over.
+    pub(in crate::machine) fn live(&self, key: &TaskKey, now: Tick) -> Option<&Task> {
         self.tasks.get(key).filter(|task| task.keep.is_some() && !task.is_expired(now))
     }
 
@@ -111,7 +112,7 @@ impl Scheduler {
                 not_before: Tick(0),
             }));
             task.updated = cx.now;
-            let peer = task.copy_on(&host, peer, cx);
+            let peer = task.peer_of(&host, peer, cx);
             if task.geometry.is_none() {
                 let learned = Learned {
                     content_length: Some(geometry.content_length()),
@@ -140,7 +141,7 @@ impl Scheduler {
     ) -> Result<(), KeepError> {
         self.importing(key, host, now)?;
         let other = self.with(key, now, out, |task, cx| {
-            let peer = task.copy_on(host, PeerId::held(host, &key.id), cx);
+            let peer = task.peer_of(host, PeerId::held(host, &key.id), cx);
             task.holds_all(&peer, cx);
             task.restated(&peer, (0..).zip(crcs).collect(), cx);
             if let Some(keep) = &mut task.keep {
@@ -289,7 +290,7 @@ impl Scheduler {
                 }
             }
             if error.is_none() {
-                let peer = task.copy_on(&host, PeerId::held(&host, &key.id), cx);
+                let peer = task.peer_of(&host, PeerId::held(&host, &key.id), cx);
                 task.holds_all(&peer, cx);
             }
         });

@@ -371,7 +371,7 @@ fn dragonflys_hosts_are_called() {
         panic!("{calls:?}")
     };
     assert_eq!(host, &HostId::from("d"));
-    lab.step(Event::CopyEnded { order: *order, error: None });
+    lab.step(Event::OrderEnded { order: *order, error: None });
     assert_eq!(lab.view().replicas_now(), 2);
     lab.delete().unwrap();
     assert!(lab.others.iter().any(|call| matches!(call, Effect::Copy { copy: Copy::Delete, .. })));
