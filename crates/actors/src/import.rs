@@ -244,10 +244,11 @@ async fn check_hosts(engine: &Engine, ack: u32) -> Result<(), Status> {
         return Ok(());
     }
     let hosts = engine.cluster_hosts().await?;
-    if hosts.len() < usize::try_from(ack).unwrap_or(usize::MAX) {
+    let keepers = hosts.iter().filter(|host| !host.disable_shared).count();
+    if keepers < usize::try_from(ack).unwrap_or(usize::MAX) {
         return Err(Status::failed_precondition(format!(
             "{ack} replicas are to be waited for and the cluster has {} hosts: wait for fewer, or start more daemons",
-            hosts.len()
+            keepers
         )));
     }
     Ok(())

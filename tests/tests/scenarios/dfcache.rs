@@ -76,6 +76,20 @@ async fn an_import_is_replicated_and_outlives_its_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_dies_with_a_host_is_made_good_on_another() {
+    let mut swarm = Swarm::start(3, "replicaRepairDelay: 1s\n").await.unwrap();
+    let content = Pattern::new(1, 2 * PIECE + 5);
+    let started = WritePersistentCacheTaskStarted { persistent_replica_count: 2, ack: 2, ..known(content) };
+    let task = swarm.hosts[1].write(started, content).await.unwrap();
+    swarm.hosts[1].kill().await;
+    for host in [&swarm.hosts[0], &swarm.hosts[2]] {
+        host.keeps(&task.id, true).await.unwrap();
+        assert_eq!(host.read(&task.id, None).await.unwrap(), content.to_vec());
+    }
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_replicas_than_hosts_are_not_waited_for() {
     let mut swarm = Swarm::start(2, "").await.unwrap();
     let host = &swarm.hosts[0];

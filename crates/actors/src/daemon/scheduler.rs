@@ -40,6 +40,7 @@ pub(super) fn service(
     let own = SocketAddr::new(engine.identity.ip, address.port());
     let (ring, own) = (ring_of(own, joined), own.to_string());
     let fresh = AtomicBool::new(is_fresh(engine, joined));
+    let repair_after = engine.config.replica_repair_delay;
     Ok(ServiceArgs {
         name: "scheduler",
         path: "daemon/scheduler".to_owned(),
@@ -47,8 +48,11 @@ pub(super) fn service(
         faults: engine.faults.clone(),
         stop: stop.clone(),
         run: ServiceArgs::run(move |stop| {
-            let machine =
-                machine::Config { fresh: fresh.swap(false, Ordering::SeqCst), ..machine::Config::default() };
+            let machine = machine::Config {
+                fresh: fresh.swap(false, Ordering::SeqCst),
+                repair_after,
+                ..machine::Config::default()
+            };
             let config = Config { machine, address: own.clone(), ring: ring.clone(), ..Config::default() };
             let bound = bound.clone();
             async move {

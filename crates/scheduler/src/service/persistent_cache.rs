@@ -138,7 +138,7 @@ impl SchedulerService {
         let task = key(&request.task_id)?;
         let host = HostId::from(validate::given("host_id", &request.host_id)?);
         let ack = usize::try_from(request.ack).unwrap_or(usize::MAX).max(1);
-        let alive = self.inner.lock().machine.hosts_alive();
+        let alive = self.inner.lock().machine.keepers();
         if ack > 1 && ack > alive {
             return Err(Status::failed_precondition(format!(
                 "{ack} replicas are to be waited for and {alive} hosts live: wait for fewer, or start more daemons"

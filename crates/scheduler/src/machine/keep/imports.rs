@@ -54,10 +54,10 @@ impl Scheduler {
         })
     }
 
-    /// Hosts that live.
+    /// Hosts that live and may keep replicas.
     #[must_use]
-    pub fn hosts_alive(&self) -> usize {
-        self.hosts.iter().filter(|host| host.alive).count()
+    pub fn keepers(&self) -> usize {
+        self.hosts.iter().filter(|host| host.alive && !host.info.disable_shared).count()
     }
 
     /// An import begins.
