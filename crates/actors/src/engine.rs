@@ -177,6 +177,8 @@ pub struct Engine {
     pub uploads: Uploads,
     /// Imports that wait for their clients to go on.
     pub(crate) imports: crate::import::Uploads,
+    /// Files that callers handed over.
+    pub(crate) descriptors: Arc<crate::local::Descriptors>,
     /// Receipts of recent downloads.
     pub receipts: Receipts,
     /// Live actors.

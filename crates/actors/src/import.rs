@@ -8,8 +8,6 @@
 //! whose id follows from the content when all of it is here, of one with a given id at once, so that two hosts do not
 //! import different content under it. What fails leaves nothing behind, here or there.
 
-use std::fs::File;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +17,6 @@ use damselfly_api::dfdaemon::v2::write_persistent_cache_task_request::Request as
 use damselfly_core::{Digest, Kind};
 use damselfly_scheduler_client::{Action, Subject};
 use damselfly_storage::Import;
-use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
@@ -29,48 +26,19 @@ use crate::local::stat;
 use crate::request::invalid;
 use crate::stream::storage;
 use announcement::{Announcement, offer};
+pub(crate) use reading::FileSource;
 pub(crate) use resting::Uploads;
 pub(crate) use wanted::Wanted;
 
 mod announcement;
+mod reading;
 mod resting;
 mod wanted;
 
-/// Bytes read from a file at a time.
-const STEP: usize = 2 << 20;
-/// How long a client may send nothing.
+/// How long a client may send nothing, and a file system give nothing.
 const STALLED: Duration = Duration::from_secs(600);
 /// How long replicas may take to come about when a client waits for them: longer than the scheduler waits, which knows more.
 const REPLICATING: Duration = Duration::from_secs(11 * 60);
-
-/// Why a file could not be read to its end.
-#[derive(Debug, Error)]
-pub(crate) enum ReadError {
-    /// The store did not take it.
-    #[error("{0}")]
-    Store(Status),
-    /// The disk.
-    #[error("cannot read it: {0}")]
-    Io(#[from] std::io::Error),
-    /// Whoever wanted it does not wait any more.
-    #[error("the client went away")]
-    Gone,
-    /// It is not what it was at the start.
-    #[error("it changed while it was being imported; import it again when it is at rest")]
-    Changed,
-}
-
-impl ReadError {
-    /// The call's status, of the file at `path`.
-    pub(crate) fn at(self, path: &str) -> Status {
-        match self {
-            Self::Store(status) => status,
-            Self::Changed => Status::aborted(format!("{path}: {self}")),
-            Self::Gone => Status::cancelled(self.to_string()),
-            Self::Io(_) => Status::internal(format!("{path}: {self}")),
-        }
-    }
-}
 
 /// An import under way.
 pub(crate) struct Importer {
@@ -152,26 +120,22 @@ impl Importer {
         Ok(())
     }
 
-    /// Writes all of a file.
+    /// Writes what there is of a file beyond what is written already.
     ///
     /// # Errors
-    /// See [`ReadError`].
-    pub(crate) async fn read(&mut self, file: &File) -> Result<(), ReadError> {
-        let before = version(file)?;
-        let mut buffer = vec![0; STEP];
+    /// CANCELLED when nobody waits for it any more; ABORTED when the file changes meanwhile; as [`Self::write`]; what the
+    /// file's file system says.
+    pub(crate) async fn read(&mut self, source: FileSource) -> Result<(), Status> {
+        let mut reading = source.read(self.import.written());
+        let cancel = self.cancel.clone();
         loop {
-            if self.cancel.is_cancelled() {
-                return Err(ReadError::Gone);
-            }
-            let at = self.import.written();
-            let read = tokio::task::block_in_place(|| file.read_at(&mut buffer, at))?;
-            if read == 0 {
-                break;
-            }
-            self.write(&buffer[..read]).map_err(ReadError::Store)?;
-            tokio::task::yield_now().await;
+            let next = tokio::select! {
+                next = reading.next() => next?,
+                () = cancel.cancelled() => return Err(Status::cancelled("the client went away")),
+            };
+            let Some(chunk) = next else { return Ok(()) };
+            self.write(chunk.bytes())?;
         }
-        if version(file)? == before { Ok(()) } else { Err(ReadError::Changed) }
     }
 
     /// The input ended before its end. What its client may go on with is kept, if it is not to blame.
@@ -252,13 +216,6 @@ async fn check_hosts(engine: &Engine, ack: u32) -> Result<(), Status> {
         )));
     }
     Ok(())
-}
-
-/// What tells whether a file was changed: size, modification and change time.
-fn version(file: &File) -> std::io::Result<[i64; 5]> {
-    let meta = file.metadata()?;
-    let size = i64::try_from(meta.len()).unwrap_or(i64::MAX);
-    Ok([size, meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()])
 }
 
 /// The next message of a stream; `None` at its end.

@@ -6,9 +6,11 @@
 
 mod buffers;
 mod control;
+mod descriptors;
 mod download;
 mod framed;
 pub(crate) mod message;
+mod metadata;
 mod own;
 pub(crate) mod persistent_cache;
 pub(crate) mod stat;
@@ -30,7 +32,9 @@ use tonic::service::Routes;
 
 use crate::engine::Engine;
 use crate::grpc;
+pub(crate) use descriptors::Descriptors;
 pub use download::DownloadService;
+pub(crate) use metadata::Asking;
 pub use own::LocalService;
 pub use status::Facts as StatusFacts;
 
@@ -69,6 +73,11 @@ fn caller(extensions: &http::Extensions) -> Result<Arc<Caller>, Status> {
 
 fn caller_of<T>(request: &tonic::Request<T>) -> Result<Arc<Caller>, Status> {
     caller(request.extensions())
+}
+
+/// Who sent this request, and how it wants its files reached.
+fn asking_of<T>(request: &tonic::Request<T>) -> Result<Asking, Status> {
+    Asking::new(caller_of(request)?, &request.metadata().clone().into_headers())
 }
 
 /// On whose behalf content is fetched. A uid of another mount namespace names nobody here: it may be anybody's.

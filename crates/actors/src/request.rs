@@ -9,7 +9,7 @@ use damselfly_core::geometry::named_piece_length;
 use damselfly_core::task_id::{StandardInput, standard};
 use damselfly_core::{ByteRange, Digest, Geometry, IdError, Kind, RangeSpec, TaskId, TaskKey, redact};
 use damselfly_storage::NewTask;
-use damselfly_transport::local::{Caller, PathAccess};
+use damselfly_transport::local::{Direction, PathAccess};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,9 +18,10 @@ use tonic::codegen::BoxStream;
 use url::Url;
 
 use crate::engine::Engine;
+use crate::local::Asking;
 use crate::local::message::{Message, Teller};
 use crate::metrics::TaskLabels;
-use crate::output::{Output, refused};
+use crate::output::{DescriptorOutput, Output, PathOutput, refused};
 use crate::stream::{Item, StreamArgs, Telling};
 use crate::task::request::OriginRequest;
 use crate::task::wire;
@@ -197,18 +198,24 @@ pub fn start(
     items
 }
 
-/// Opens a download's output with its caller's rights.
+/// Opens a download's output with its caller's rights, or takes the file that it handed over.
 ///
 /// # Errors
 /// When the caller may not write there, or something is in the way.
-pub async fn output(
+pub(crate) async fn output(
     engine: &Engine,
-    caller: &Arc<Caller>,
-    download: &Download,
+    asking: &Asking,
+    path: Option<&str>,
+    way: Way,
 ) -> Result<Option<Output>, Status> {
-    let Some(path) = &download.output_path else { return Ok(None) };
-    let way = Way { overwrite: download.overwrite, force_hard_link: download.force_hard_link };
-    open_output(engine, caller, path, way).await.map(Some)
+    match (asking.descriptor(engine, Direction::ToClient)?, path) {
+        (None, None) => Ok(None),
+        (None, Some(path)) => open_output(engine, asking, path, way).await.map(Some),
+        (Some(file), None) => {
+            Ok(Some(Output::Descriptor(DescriptorOutput::new(file, Arc::clone(&asking.caller)))))
+        }
+        (Some(_), Some(_)) => Err(invalid("an output is a path or a descriptor, not both")),
+    }
 }
 
 /// How an output may come about.
@@ -218,30 +225,27 @@ pub(crate) struct Way {
     pub(crate) force_hard_link: bool,
 }
 
-/// Opens an output at `path` with its caller's rights.
-///
-/// # Errors
-/// As [`output`].
-pub(crate) async fn open_output(
-    engine: &Engine,
-    caller: &Arc<Caller>,
-    path: &str,
-    way: Way,
-) -> Result<Output, Status> {
-    let roots = engine.config.download.path_roots.clone().into();
-    let access = PathAccess::new(Arc::clone(caller), roots);
+async fn open_output(engine: &Engine, asking: &Asking, path: &str, way: Way) -> Result<Output, Status> {
+    let caller = &asking.caller;
+    let access = access(engine, asking);
     let target = access.open_output(Path::new(path)).await.map_err(|why| refused(&why))?;
     if !way.overwrite && target.is_taken().await.map_err(|why| refused(&why))? {
         return Err(Status::already_exists(format!(
             "output path {path} is already exists; remove it or overwrite it"
         )));
     }
-    Ok(Output {
+    Ok(Output::Path(PathOutput {
         target,
         same_uid: caller.native && caller.uid == rustix::process::geteuid().as_raw(),
         overwrite: way.overwrite,
         force_hard_link: way.force_hard_link,
-    })
+    }))
+}
+
+/// What a caller may name, beneath the configured roots where it lives elsewhere.
+pub(crate) fn access(engine: &Engine, asking: &Asking) -> PathAccess {
+    let roots = engine.config.download.path_roots.clone().into();
+    PathAccess::new(Arc::clone(&asking.caller), roots).only(asking.seen)
 }
 
 /// Refuses what nobody may ask for over the network.

@@ -15,7 +15,7 @@ use crate::daemon::StartError;
 use crate::engine::Engine;
 use crate::grpc::{self, Peer, Quota};
 use crate::kit::ServiceArgs;
-use crate::local::{self, StatusFacts};
+use crate::local::{self, Descriptors, StatusFacts};
 
 /// Connections of callers served at a time; one more waits unaccepted.
 const MAX_CONNECTIONS: usize = 1024;
@@ -43,7 +43,7 @@ pub(crate) fn service(
 ) -> Result<ServiceArgs, StartError> {
     let first = Arc::new(Mutex::new(Some(Listener::bind(options(&engine.config))?)));
     let router = grpc::limited(local::router(engine, facts, common), engine.config.download.requests);
-    let config = Arc::clone(&engine.config);
+    let (config, descriptors) = (Arc::clone(&engine.config), Arc::clone(&engine.descriptors));
     Ok(ServiceArgs {
         name: "grpc-local",
         path: "daemon/listeners/grpc-local".to_owned(),
@@ -52,20 +52,26 @@ pub(crate) fn service(
         stop: stop.clone(),
         run: ServiceArgs::run(move |stop| {
             let (first, router, config) = (Arc::clone(&first), router.clone(), Arc::clone(&config));
+            let descriptors = Arc::clone(&descriptors);
             async move {
                 let bound = first.lock().take();
                 let listener = match bound {
                     Some(listener) => listener,
                     None => Listener::bind(options(&config)).map_err(|why| why.to_string())?,
                 };
-                accept(listener, router, stop).await;
+                accept(listener, router, descriptors, stop).await;
                 Ok(())
             }
         }),
     })
 }
 
-async fn accept(mut listener: Listener, router: Router, stop: CancellationToken) {
+async fn accept(
+    mut listener: Listener,
+    router: Router,
+    descriptors: Arc<Descriptors>,
+    stop: CancellationToken,
+) {
     let mut connections = JoinSet::new();
     let quota = Quota::new(MAX_PER_USER);
     loop {
@@ -83,8 +89,11 @@ async fn accept(mut listener: Listener, router: Router, stop: CancellationToken)
                         served.await;
                     });
                 }
-                // Nothing of this daemon is handed over by descriptor yet.
-                Connection::Descriptor(stream) => drop(stream),
+                // Short, each with its deadlines, and of no use without a token: of these each user has few.
+                Connection::Descriptor(stream) => {
+                    let descriptors = Arc::clone(&descriptors);
+                    connections.spawn(async move { descriptors.receive(stream).await });
+                }
             },
             Some(_) = connections.join_next() => {}
             () = stop.cancelled() => break,

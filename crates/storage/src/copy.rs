@@ -14,7 +14,8 @@ pub(crate) const STEP: usize = 1 << 20;
 /// The buffer for what the kernel cannot copy by itself.
 pub(crate) const BUFFER: usize = 256 << 10;
 
-/// Copies `length` bytes, within the kernel where it can. `progress` hears of every step.
+/// Copies `length` bytes, within the kernel where it can. `progress` hears
+/// after every step how many bytes that makes.
 ///
 /// # Errors
 /// `UnexpectedEof` when `from` ends early, else the system's.
@@ -24,7 +25,7 @@ pub(crate) fn copy_range(
     to: &File,
     to_offset: u64,
     length: u64,
-    progress: &dyn Fn(),
+    progress: &dyn Fn(u64),
 ) -> io::Result<()> {
     let (mut input, mut output) = (from_offset, to_offset);
     let end = from_offset + length;
@@ -32,8 +33,12 @@ pub(crate) fn copy_range(
         let step = usize::try_from(end - input).unwrap_or(STEP).min(STEP);
         match copy_file_range(from, Some(&mut input), to, Some(&mut output), step) {
             // Some file systems answer 0 for what they cannot do; a file that really ended is found out by reading.
-            Ok(0) => return by_buffer(from, input, to, output, end - input, progress),
-            Ok(_) => progress(),
+            Ok(0) => {
+                return by_buffer(from, (input, end), to, output, &|moved| {
+                    progress(input - from_offset + moved)
+                });
+            }
+            Ok(_) => progress(input - from_offset),
             Err(Errno::INTR) => {}
             Err(
                 Errno::XDEV
@@ -43,7 +48,11 @@ pub(crate) fn copy_range(
                 | Errno::PERM
                 | Errno::BADF
                 | Errno::IO,
-            ) => return by_buffer(from, input, to, output, end - input, progress),
+            ) => {
+                return by_buffer(from, (input, end), to, output, &|moved| {
+                    progress(input - from_offset + moved)
+                });
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -52,14 +61,13 @@ pub(crate) fn copy_range(
 
 fn by_buffer(
     from: &File,
-    mut input: u64,
+    (start, end): (u64, u64),
     to: &File,
     mut output: u64,
-    length: u64,
-    progress: &dyn Fn(),
+    progress: &dyn Fn(u64),
 ) -> io::Result<()> {
+    let (mut input, length) = (start, end - start);
     let mut buffer = vec![0; BUFFER.min(usize::try_from(length).unwrap_or(BUFFER))];
-    let end = input + length;
     while input < end {
         let step = usize::try_from(end - input).unwrap_or(BUFFER).min(buffer.len());
         let read = read_up_to(from, &mut buffer[..step], input)?;
@@ -69,7 +77,7 @@ fn by_buffer(
         to.write_all_at(&buffer[..step], output)?;
         input += step as u64;
         output += step as u64;
-        progress();
+        progress(input - start);
     }
     Ok(())
 }

@@ -21,8 +21,8 @@ use std::sync::atomic::Ordering;
 
 use damselfly_core::ByteRange;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, fchmod, ioctl_ficlone, linkat, openat, renameat,
-    renameat_with, statat, unlinkat,
+    AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, fallocate, fchmod, ioctl_ficlone,
+    linkat, openat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -107,7 +107,7 @@ impl TaskContent {
         name: &OsStr,
         policy: OutputPolicy,
     ) -> Result<OutputWay, StoreError> {
-        self.output()?.publish_to(dir, name, policy, &|| ())
+        self.output()?.publish_to(dir, name, policy, &|_| ())
     }
 }
 
@@ -118,15 +118,46 @@ impl Output {
         self.range.length
     }
 
-    /// Copies the range to the beginning of an open file. `progress` hears of every step, of 1 MiB at most.
+    /// Copies the range to the beginning of an open file. `progress` hears after every
+    /// step, of 1 MiB at most, how many bytes are there.
     ///
     /// # Errors
     /// [`StoreError::Missing`] when a piece was taken away during the copy; a full or failing disk. The file has part
     /// of the range then.
-    pub fn copy_to(&self, to: &File, progress: &dyn Fn()) -> Result<(), StoreError> {
+    pub fn copy_to(&self, to: &File, progress: &dyn Fn(u64)) -> Result<(), StoreError> {
         copy_range(&self.file, self.range.start, to, 0, self.range.length, progress)
             .map_err(StoreError::at("cannot copy content to", Path::new("the output")))?;
         self.task().still_verified(&self.file, self.epoch)
+    }
+
+    /// Makes the range all that an open file holds. It may not be open for appending. `progress` is that of
+    /// [`Self::copy_to`].
+    ///
+    /// # Errors
+    /// As [`Self::copy_to`].
+    pub fn fill(&self, to: &File, progress: &dyn Fn(u64)) -> Result<OutputWay, StoreError> {
+        let failed = |why: io::Error| StoreError::io("cannot make room in", Path::new("the output"), why);
+        to.set_len(0).map_err(failed)?;
+        if self.clone_to(to)? {
+            return Ok(OutputWay::Reflink);
+        }
+        match fallocate(to, FallocateFlags::empty(), 0, self.length()) {
+            // Nothing to take; or a file system that cannot: a full one is noticed when writing.
+            Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        self.copy_to(to, progress)?;
+        Ok(OutputWay::Copy)
+    }
+
+    /// Shares the stored blocks with an empty file, where the file system can.
+    fn clone_to(&self, to: &File) -> Result<bool, StoreError> {
+        if !self.whole || self.length() == 0 || ioctl_ficlone(to, &*self.file).is_err() {
+            return Ok(false);
+        }
+        // What was shared must have been good until now.
+        self.task().still_verified(&self.file, self.epoch)?;
+        Ok(true)
     }
 
     /// Makes the output `name` in `dir`. It appears complete, or not at all and nothing is left behind.
@@ -143,7 +174,7 @@ impl Output {
         dir: impl AsFd,
         name: &OsStr,
         policy: OutputPolicy,
-        progress: &dyn Fn(),
+        progress: &dyn Fn(u64),
     ) -> Result<OutputWay, StoreError> {
         let dir = dir.as_fd();
         let shown = || name.to_string_lossy().into_owned();
@@ -257,7 +288,7 @@ impl Output {
         dir: impl AsFd,
         name: &OsStr,
         policy: OutputPolicy,
-        progress: &dyn Fn(),
+        progress: &dyn Fn(u64),
     ) -> Result<OutputWay, StoreError> {
         let task = self.task();
         let temporary = self.temporary();
@@ -271,9 +302,7 @@ impl Output {
             let _: Result<(), Errno> = fchmod(&to, mode);
         }
         let made = || {
-            let way = if self.whole && self.length() > 0 && ioctl_ficlone(&to, &*self.file).is_ok() {
-                // What was shared must have been good until now.
-                task.still_verified(&self.file, self.epoch)?;
+            let way = if self.clone_to(&to)? {
                 OutputWay::Reflink
             } else {
                 self.copy_to(&to, progress)?;

@@ -1,22 +1,24 @@
 //! The unix socket between the tools and the daemon.
 //!
 //! [`Listener`] binds it, tells gRPC connections from descriptor connections by their first four bytes, and learns
-//! who calls ([`Caller`]). [`PathAccess`] opens what a caller names with the caller's own rights. [`connect`] is the
-//! tools' side.
+//! who calls ([`Caller`]). [`PathAccess`] opens what a caller names with the caller's own rights; what a caller opened
+//! itself comes by [`hand_over`]. [`connect`] is the tools' side.
 
 mod access;
 mod act;
 mod bind;
 mod caller;
 mod client;
+mod descriptor;
 mod listener;
 mod stream;
 
-pub use access::{OutputTarget, PathAccess, PathError, TempOutput};
-pub use act::{ActError, Life, as_caller, as_caller_for_long};
+pub use access::{OutputTarget, PathAccess, PathError, Seen, TempOutput};
+pub use act::{ActError, Life, as_caller, as_caller_for_long, with_handed_over};
 pub use bind::{BindError, BindOptions};
 pub use caller::Caller;
 pub use client::{ConnectError, connect, endpoint};
+pub use descriptor::{DescriptorError, Direction, Token, hand_over};
 pub use listener::{Connection, Listener};
 pub use stream::LocalStream;
 

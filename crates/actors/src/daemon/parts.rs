@@ -148,6 +148,7 @@ pub(crate) fn engine(
         known: Known::default(),
         uploads: Uploads::default(),
         imports: crate::import::Uploads::default(),
+        descriptors: Arc::default(),
         receipts: Receipts::default(),
         board: Board::default(),
         faults: options.faults,

@@ -10,7 +10,7 @@ use damselfly_transport::local::Caller;
 use futures_util::future::try_join_all;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{caller_of, may_change, persistent_cache, stat};
+use super::{asking_of, caller_of, may_change, persistent_cache, stat};
 use crate::engine::Engine;
 use crate::metrics::Call;
 use crate::request;
@@ -93,16 +93,16 @@ impl DfdaemonDownload for DownloadService {
         &self,
         request: Request<dfdaemon::UploadPersistentCacheTaskRequest>,
     ) -> Result<Response<common::PersistentCacheTask>, Status> {
-        let caller = caller_of(&request)?;
-        persistent_cache::upload(&self.engine, &caller, request.into_inner()).await.map(Response::new)
+        let asking = asking_of(&request)?;
+        persistent_cache::upload(&self.engine, &asking, request.into_inner()).await.map(Response::new)
     }
 
     async fn write_persistent_cache_task(
         &self,
         request: Request<Streaming<dfdaemon::WritePersistentCacheTaskRequest>>,
     ) -> Result<Response<dfdaemon::WritePersistentCacheTaskResponse>, Status> {
-        let caller = caller_of(&request)?;
-        persistent_cache::write(&self.engine, &caller, request.into_inner()).await.map(Response::new)
+        let asking = asking_of(&request)?;
+        persistent_cache::write(&self.engine, &asking, request.into_inner()).await.map(Response::new)
     }
 
     async fn stat_persistent_cache_task(

@@ -22,7 +22,7 @@ use tonic::body::Body;
 
 use super::buffers::{Buffers, Share};
 use super::message::{Message, Names, Teller};
-use super::{caller, owner};
+use super::{Asking, caller, owner};
 use crate::engine::Engine;
 use crate::grpc::HangUp;
 use crate::request::{self, Way};
@@ -123,14 +123,15 @@ async fn start_download(
     framing: &Framing,
     request: Request<axum::body::Body>,
 ) -> Result<(Client, Items, Teller<dfdaemon::DownloadTaskResponse>), Status> {
-    let caller = caller(request.extensions())?;
+    let asking = Asking::new(caller(request.extensions())?, request.headers())?;
     let client = Client::new(framing, request.extensions())?;
     let message: dfdaemon::DownloadTaskRequest = framed::read_request(request.into_body()).await?;
     let download = message.download.ok_or_else(|| Status::invalid_argument("missing download"))?;
     let engine = &framing.engine;
-    let output = request::output(engine, &caller, &download).await?;
+    let way = Way { overwrite: download.overwrite, force_hard_link: download.force_hard_link };
+    let output = request::output(engine, &asking, download.output_path.as_deref(), way).await?;
     let content = download.need_piece_content;
-    let prepared = request::prepare(engine, download, owner(&caller))?;
+    let prepared = request::prepare(engine, download, owner(&asking.caller))?;
     let teller = Teller::new(client.host.clone(), prepared.key.id.to_string());
     Ok((client, request::start(engine, prepared, Telling::Pieces { content }, output), teller))
 }
@@ -152,18 +153,15 @@ async fn start_export(
     framing: &Framing,
     request: Request<axum::body::Body>,
 ) -> Result<(Client, Items, Teller<dfdaemon::DownloadPersistentCacheTaskResponse>), Status> {
-    let caller = caller(request.extensions())?;
+    let asking = Asking::new(caller(request.extensions())?, request.headers())?;
     let client = Client::new(framing, request.extensions())?;
     let message: dfdaemon::DownloadPersistentCacheTaskRequest =
         framed::read_request(request.into_body()).await?;
     let engine = &framing.engine;
     let way = Way { overwrite: message.overwrite, force_hard_link: message.force_hard_link };
-    let output = match &message.output_path {
-        Some(path) => Some(request::open_output(engine, &caller, path, way).await?),
-        None => None,
-    };
+    let output = request::output(engine, &asking, message.output_path.as_deref(), way).await?;
     let content = message.need_piece_content;
-    let prepared = request::prepare_export(engine, message.into(), owner(&caller)).await?;
+    let prepared = request::prepare_export(engine, message.into(), owner(&asking.caller)).await?;
     let teller = Teller::new(client.host.clone(), prepared.key.id.to_string());
     Ok((client, request::start(engine, prepared, Telling::Pieces { content }, output), teller))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use damselfly_api::damselfly::v1 as ours;
 use damselfly_api::damselfly::v1::local_server::Local;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
+use damselfly_transport::local::Direction;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -73,6 +74,24 @@ impl Local for LocalService {
         let peer = request.into_inner().peer_id;
         let receipt = self.engine.receipts.get(&peer);
         receipt.map(Response::new).ok_or_else(|| Status::not_found(format!("no receipt of {peer} is kept")))
+    }
+
+    async fn open_descriptor(
+        &self,
+        request: Request<ours::OpenDescriptorRequest>,
+    ) -> Result<Response<ours::OpenDescriptorResponse>, Status> {
+        let caller = caller_of(&request)?;
+        let direction = match request.into_inner().direction() {
+            ours::Direction::FromClient => Direction::FromClient,
+            ours::Direction::ToClient => Direction::ToClient,
+            ours::Direction::Unspecified => {
+                return Err(Status::invalid_argument(
+                    "a descriptor is for reading or for writing: say which",
+                ));
+            }
+        };
+        let token = self.engine.descriptors.open(caller, direction)?;
+        Ok(Response::new(ours::OpenDescriptorResponse { token: token.to_vec() }))
     }
 
     async fn stat_upload(

@@ -1,6 +1,5 @@
 //! Persistent cache tasks: what of them is here, and importing.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +9,12 @@ use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::write_persistent_cache_task_request::Request as Write;
 use damselfly_core::{Digest, Kind, TaskKey};
 use damselfly_storage::{StoreError, TaskContent};
-use damselfly_transport::local::{Caller, PathAccess};
+use damselfly_transport::local::{Caller, Direction};
 use tonic::{Status, Streaming};
 
-use super::{may_change, owner, stat as standard};
+use super::{Asking, may_change, owner, stat as standard};
 use crate::engine::Engine;
-use crate::import::{self, Importer, Input, Wanted};
+use crate::import::{self, FileSource, Importer, Input, Wanted};
 use crate::output::refused;
 use crate::request::{self, at_scheduler, unknown};
 use crate::stream::storage;
@@ -127,50 +126,69 @@ pub(super) async fn delete(engine: &Engine, caller: &Caller, id: &str) -> Result
 /// When the caller may not, the request makes no sense, or as [`Importer::finish`].
 pub(super) async fn upload(
     engine: &Arc<Engine>,
-    caller: &Arc<Caller>,
+    asking: &Asking,
     request: dfdaemon::UploadPersistentCacheTaskRequest,
 ) -> Result<common::PersistentCacheTask, Status> {
-    let access = PathAccess::new(Arc::clone(caller), engine.config.download.path_roots.clone().into());
+    let caller = &asking.caller;
+    let access = request::access(engine, asking);
     let file = access.open_input(Path::new(&request.path)).await.map_err(|why| refused(&why))?;
-    let length = file.metadata().map_err(|why| unreadable(&request.path, &why))?.len();
-    let path = request.path.clone();
+    let source = FileSource::new(file, request.path.clone(), caller, false);
+    let length = source.length().await?;
     let timeout = request::timeout(request.timeout).unwrap_or(DEFAULT_TIMEOUT);
     let wanted = Wanted { content_length: Some(length), ..Wanted::of_upload(request, owner(caller))? };
-    import::run(engine, wanted, PathInput { file, path }, Some(timeout)).await
+    import::run(engine, wanted, PathInput(source), Some(timeout)).await
 }
 
 /// A file, opened as the caller.
-struct PathInput {
-    file: File,
-    path: String,
-}
+struct PathInput(FileSource);
 
 impl Input for PathInput {
     async fn pour(self, importer: &mut Importer) -> Result<Option<Digest>, Status> {
-        importer.read(&self.file).await.map_err(|why| why.at(&self.path))?;
+        importer.read(self.0).await?;
         Ok(None)
     }
 }
 
-fn unreadable(path: &str, why: &std::io::Error) -> Status {
-    Status::internal(format!("cannot read {path}: {why}"))
-}
-
-/// Imports what the client streams.
+/// Imports what the client streams, or a file that it handed over, from `started` on.
 ///
 /// # Errors
 /// As [`upload`]; INVALID_ARGUMENT for messages out of order; ABORTED when the stream ends without `finished`.
 pub(super) async fn write(
     engine: &Arc<Engine>,
-    caller: &Caller,
+    asking: &Asking,
     mut stream: Streaming<dfdaemon::WritePersistentCacheTaskRequest>,
 ) -> Result<dfdaemon::WritePersistentCacheTaskResponse, Status> {
+    let caller = &asking.caller;
     let Some(Write::Started(started)) = import::next(&mut stream).await? else {
         return Err(Status::invalid_argument("the stream does not begin with `started`"));
     };
-    let wanted = Wanted::of_stream(started, owner(caller))?;
-    let task = import::run(engine, wanted, StreamInput(stream), None).await?;
+    let mut wanted = Wanted::of_stream(started, owner(caller))?;
+    let task = match asking.descriptor(engine, Direction::FromClient)? {
+        None => import::run(engine, wanted, StreamInput(stream), None).await?,
+        Some(file) => {
+            let source = FileSource::new(file, "the file".to_owned(), caller, true);
+            let length = source.length().await?;
+            if wanted.content_length.is_some_and(|announced| announced != length) {
+                return Err(Status::aborted("the file changed while it was handed over; import it at rest"));
+            }
+            wanted.content_length = Some(length);
+            import::run(engine, wanted, HandedOver { source, stream }, None).await?
+        }
+    };
     Ok(dfdaemon::WritePersistentCacheTaskResponse { task_id: task.id.clone(), task: Some(task) })
+}
+
+/// A file that the client handed over. The stream says only that this is all.
+struct HandedOver {
+    source: FileSource,
+    stream: Streaming<dfdaemon::WritePersistentCacheTaskRequest>,
+}
+
+impl Input for HandedOver {
+    async fn pour(self, importer: &mut Importer) -> Result<Option<Digest>, Status> {
+        importer.read(self.source).await?;
+        StreamInput(self.stream).pour(importer).await
+    }
 }
 
 /// A client's stream from its second message on.

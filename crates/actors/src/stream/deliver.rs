@@ -314,9 +314,9 @@ impl Follower<'_> {
         let mut receipt = self.receipt();
         if let (Some(output), Some(range)) = (&self.args.output, range) {
             self.args.seat.show("writing the output");
-            let way = output.publish(&self.content, (!whole).then_some(range)).await?;
-            receipt.transfer = "path".to_owned();
-            receipt.transfer_reason = way;
+            let published = output.publish(&self.content, (!whole).then_some(range)).await?;
+            receipt.transfer = published.transfer.to_owned();
+            receipt.transfer_reason = published.way.to_owned();
         } else if self.args.telling != Telling::Silent {
             receipt.transfer = "stream".to_owned();
         }

@@ -684,33 +684,16 @@ pub mod cluster_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
-/// What the descriptor is for.
-#[derive(Clone, PartialEq, ::prost::Message)]
+/// What the descriptor is for. The call that uses it names the token in its metadata, `x-damselfly-descriptor`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenDescriptorRequest {
     #[prost(enumeration = "Direction", tag = "1")]
     pub direction: i32,
-    #[prost(oneof = "open_descriptor_request::Operation", tags = "2, 3, 4")]
-    pub operation: ::core::option::Option<open_descriptor_request::Operation>,
-}
-/// Nested message and enum types in `OpenDescriptorRequest`.
-pub mod open_descriptor_request {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Operation {
-        /// Write a download's content to the descriptor.
-        #[prost(message, tag = "2")]
-        Download(super::super::super::common::v2::Download),
-        /// Import the descriptor's content.
-        #[prost(message, tag = "3")]
-        Import(super::super::super::dfdaemon::v2::WritePersistentCacheTaskStarted),
-        /// Write a persistent cache task's content to the descriptor.
-        #[prost(message, tag = "4")]
-        Export(super::super::super::dfdaemon::v2::DownloadPersistentCacheTaskRequest),
-    }
 }
 /// Answers OpenDescriptor.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenDescriptorResponse {
-    /// 16 random bytes, good once and only for the caller that asked.
+    /// 16 random bytes, good once, for half a minute, and only for the caller that asked.
     #[prost(bytes = "vec", tag = "1")]
     pub token: ::prost::alloc::vec::Vec<u8>,
 }
@@ -1077,7 +1060,8 @@ pub mod local_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Announces a file descriptor: answers with the token that the descriptor connection presents.
+        /// Announces a file descriptor: answers with the token that the descriptor connection presents, and after it the call
+        /// that uses the descriptor.
         pub async fn open_descriptor(
             &mut self,
             request: impl tonic::IntoRequest<super::OpenDescriptorRequest>,
@@ -1348,7 +1332,8 @@ pub mod local_server {
     /// Generated trait containing gRPC methods that should be implemented for use with LocalServer.
     #[async_trait]
     pub trait Local: std::marker::Send + std::marker::Sync + 'static {
-        /// Announces a file descriptor: answers with the token that the descriptor connection presents.
+        /// Announces a file descriptor: answers with the token that the descriptor connection presents, and after it the call
+        /// that uses the descriptor.
         async fn open_descriptor(
             &self,
             request: tonic::Request<super::OpenDescriptorRequest>,

@@ -273,7 +273,7 @@ impl PieceSlot {
         *right = Right::Taken;
         let copy = || {
             task.shared.system.about_to("copy scratch")?;
-            copy_range(scratch, 0, &file, offset, length, &|| ())
+            copy_range(scratch, 0, &file, offset, length, &|_| ())
         };
         copy().map_err(StoreError::at("cannot write", &task.paths.data))?;
         task.publish(self.span, self.generation, self.instance, crc)?;

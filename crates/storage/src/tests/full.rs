@@ -69,7 +69,7 @@ fn an_output_that_does_not_fit_is_not_there() {
     let store = bench.open();
     let task = crate::testing::complete(&store, &key(1), &content, 1000);
     let Ok(full) = File::options().write(true).open("/dev/full") else { return };
-    let error = task.output().unwrap().copy_to(&full, &|| ()).unwrap_err();
+    let error = task.output().unwrap().copy_to(&full, &|_| ()).unwrap_err();
     assert!(matches!(error, StoreError::DiskFull { .. }) && error.class() == Class::Fatal, "{error}");
 }
 

@@ -202,7 +202,7 @@ impl Run {
             Ok(output) => {
                 assert!(missing.is_empty());
                 let to = tempfile::tempfile().unwrap();
-                output.copy_to(&to, &|| ()).unwrap();
+                output.copy_to(&to, &|_| ()).unwrap();
                 let start = usize::try_from(offset).unwrap();
                 let expected = &self.content[start..][..usize::try_from(length).unwrap()];
                 let mut read = vec![0; expected.len()];

@@ -139,15 +139,15 @@ fn a_part_of_the_content_is_never_the_stored_inode() {
     let part = test.task.output_of(ByteRange { start: 5, length: 2 << 20 }).unwrap();
     assert_eq!(part.length(), 2 << 20);
     let steps = std::cell::Cell::new(0);
-    part.copy_to(&tempfile::tempfile().unwrap(), &|| steps.set(steps.get() + 1)).unwrap();
+    part.copy_to(&tempfile::tempfile().unwrap(), &|_| steps.set(steps.get() + 1)).unwrap();
     assert!(steps.get() >= 2, "a copy of 2 MiB gets on at least twice");
     let over = OutputPolicy { overwrite: true, ..LINK };
     for (name, policy) in [("part", LINK), ("whole", over)] {
-        assert_eq!(part.publish_to(&test.dir, OsStr::new(name), policy, &|| ()).unwrap(), OutputWay::Copy);
+        assert_eq!(part.publish_to(&test.dir, OsStr::new(name), policy, &|_| ()).unwrap(), OutputWay::Copy);
         assert_eq!(fs::read(test.path(name)).unwrap(), test.content[5..5 + (2 << 20)]);
     }
     let forced = OutputPolicy { force_hard_link: true, ..over };
-    let error = part.publish_to(&test.dir, OsStr::new("part"), forced, &|| ()).unwrap_err();
+    let error = part.publish_to(&test.dir, OsStr::new("part"), forced, &|_| ()).unwrap_err();
     assert!(matches!(&error, StoreError::NoHardLink { why, .. } if why.contains("part")), "{error}");
 }
 
@@ -205,8 +205,16 @@ fn an_incomplete_content_has_no_output_but_its_held_ranges_do() {
     let error = task.output().unwrap_err();
     assert!(matches!(error, StoreError::Missing { first: 0, count: 2, .. }) && error.class() == Class::Retry);
     let to = tempfile::tempfile().unwrap();
-    task.output_of(ByteRange { start: 1500, length: 1500 }).unwrap().copy_to(&to, &|| ()).unwrap();
+    task.output_of(ByteRange { start: 1500, length: 1500 }).unwrap().copy_to(&to, &|_| ()).unwrap();
     let mut read = vec![0; 1500];
+    to.read_exact_at(&mut read, 0).unwrap();
+    assert_eq!(read, content[1500..3000]);
+    // Filled, a file holds that and nothing else.
+    to.set_len(9000).unwrap();
+    let told = std::cell::RefCell::new(Vec::new());
+    let part = task.output_of(ByteRange { start: 1500, length: 1500 }).unwrap();
+    assert_eq!(part.fill(&to, &|moved| told.borrow_mut().push(moved)).unwrap(), OutputWay::Copy);
+    assert_eq!((to.metadata().unwrap().len(), told.into_inner().pop()), (1500, Some(1500)));
     to.read_exact_at(&mut read, 0).unwrap();
     assert_eq!(read, content[1500..3000]);
     assert!(matches!(
@@ -294,7 +302,7 @@ fn an_output_is_of_one_generation() {
     test.task.begin_generation(2, damselfly_core::download::Validator::default()).unwrap();
     for policy in [LINK, COPY] {
         assert!(matches!(
-            output.publish_to(&test.dir, OsStr::new("a"), policy, &|| ()),
+            output.publish_to(&test.dir, OsStr::new("a"), policy, &|_| ()),
             Err(StoreError::Missing { .. })
         ));
     }

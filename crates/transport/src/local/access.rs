@@ -2,13 +2,14 @@
 //!
 //! Nothing here looks at mode bits first and opens later: a path is opened as the caller or not at all, and what is
 //! written is written under a temporary name that the caller made in the very directory, and that is renamed as the
-//! caller. Paths are resolved without magic links, and procfs is refused: there `/proc/self` would be the daemon.
+//! caller. Paths are resolved without magic links, and procfs and its like are refused: there `/proc/self` would be the
+//! daemon.
 
 mod output;
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,15 +21,28 @@ use super::{ActError, Caller, as_caller};
 
 pub use output::{OutputTarget, TempOutput};
 
-const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+/// File systems whose files are the kernel's: reading or writing one does something, with the rights of who does it.
+/// procfs, sysfs, cgroup 1 and 2, debugfs, tracefs, securityfs, bpf, configfs, selinuxfs.
+const KERNELS_OWN: [u64; 10] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0xcafe_4a11,
+    0x6265_6570,
+    0xf97c_ff8c,
+];
 
 /// Why a path is not opened.
 #[derive(Debug, Error)]
 pub enum PathError {
     /// The caller sees other files than the daemon.
     #[error(
-        "the daemon does not see {0} as you do (another mount namespace or root): stream it \
-         (--transfer-from-dfdaemon), or list a directory above it in download.server.pathRoots"
+        "the daemon does not see {0} as you do (another mount namespace or root): hand it over \
+         (--transfer fd) or stream it (--transfer-from-dfdaemon), or list a directory above it in download.server.pathRoots"
     )]
     Foreign(PathBuf),
     /// Not absolute, or without a file name.
@@ -59,6 +73,17 @@ pub enum PathError {
         /// What it is.
         what: &'static str,
     },
+    /// The caller said which file it means, and this is another one.
+    #[error(
+        "the daemon sees another {what} at {path} than you do: hand it over (--transfer fd) or stream it \
+         (--transfer-from-dfdaemon), or say with --path-mapping what the daemon calls it"
+    )]
+    Elsewhere {
+        /// The file, or the directory of an output.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+    },
     /// Something is there already.
     #[error("output path {0} exists already; remove it or allow overwriting (--overwrite)")]
     Exists(PathBuf),
@@ -77,6 +102,27 @@ pub enum PathError {
 pub struct PathAccess {
     caller: Arc<Caller>,
     roots: Arc<[PathBuf]>,
+    seen: Option<Seen>,
+}
+
+/// A file or directory as its caller sees it: who names a path in another mount namespace may mean another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+impl Seen {
+    /// What an open file or directory is.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn of(file: impl AsFd) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(file)?;
+        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+    }
 }
 
 /// Where a path is opened from.
@@ -91,7 +137,13 @@ impl PathAccess {
     /// `roots` are `download.server.pathRoots`.
     #[must_use]
     pub fn new(caller: Arc<Caller>, roots: Arc<[PathBuf]>) -> Self {
-        Self { caller, roots }
+        Self { caller, roots, seen: None }
+    }
+
+    /// Opens only what the caller sees so: an input itself, or the directory of an output.
+    #[must_use]
+    pub fn only(self, seen: Option<Seen>) -> Self {
+        Self { seen, ..self }
     }
 
     /// In whose name.
@@ -106,12 +158,13 @@ impl PathAccess {
     /// See [`PathError`].
     pub async fn open_input(&self, path: &Path) -> Result<std::fs::File, PathError> {
         let base = self.base(path)?;
-        let (caller, path) = (self.caller.clone(), path.to_owned());
+        let (caller, path, seen) = (self.caller.clone(), path.to_owned(), self.seen);
         let opened = as_caller(&self.caller, move || {
             // Non-blocking, so that a FIFO does not hold the thread; regular files do not care.
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let file = base.open(&path, flags, "open", &caller)?;
             check(&file, &path)?;
+            same(&file, seen, "file", &path)?;
             Ok(std::fs::File::from(file))
         });
         opened.await?
@@ -131,11 +184,12 @@ impl PathAccess {
         let name: OsString = name.to_owned();
         let parent = path.parent().unwrap_or(Path::new("/"));
         let base = self.base(parent)?;
-        let (caller, directory) = (self.caller.clone(), parent.to_owned());
+        let (caller, directory, seen) = (self.caller.clone(), parent.to_owned(), self.seen);
         let opened = as_caller(&self.caller, move || {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let dir = base.open(&directory, flags, "open the directory", &caller)?;
-            refuse_procfs(&dir, &directory)?;
+            refuse_kernels_own(&dir, &directory)?;
+            same(&dir, seen, "directory", &directory)?;
             Ok::<_, PathError>(dir)
         });
         let dir = opened.await??;
@@ -185,17 +239,30 @@ impl Base {
     }
 }
 
-fn refuse_procfs(file: &OwnedFd, path: &Path) -> Result<(), PathError> {
-    let procfs =
-        rustix::fs::fstatfs(file).is_ok_and(|stat| u64::try_from(stat.f_type) == Ok(PROC_SUPER_MAGIC));
-    if procfs {
-        return Err(PathError::NotAFile { path: path.to_owned(), what: "part of procfs" });
+fn refuse_kernels_own(file: &OwnedFd, path: &Path) -> Result<(), PathError> {
+    // Some have the top bit of 32, which the type may sign-extend.
+    let magic =
+        |stat: rustix::fs::StatFs| u64::from_ne_bytes(i64::from(stat.f_type).to_ne_bytes()) & 0xffff_ffff;
+    if rustix::fs::fstatfs(file).is_ok_and(|stat| KERNELS_OWN.contains(&magic(stat))) {
+        return Err(PathError::NotAFile {
+            path: path.to_owned(),
+            what: "one of the kernel's own (procfs, sysfs)",
+        });
     }
     Ok(())
 }
 
-fn check(file: &OwnedFd, path: &Path) -> Result<(), PathError> {
-    refuse_procfs(file, path)?;
+fn same(file: &OwnedFd, seen: Option<Seen>, what: &'static str, path: &Path) -> Result<(), PathError> {
+    match seen {
+        Some(seen) if Seen::of(file).ok() != Some(seen) => {
+            Err(PathError::Elsewhere { what, path: path.to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn check(file: &OwnedFd, path: &Path) -> Result<(), PathError> {
+    refuse_kernels_own(file, path)?;
     let not_a_file = |what| PathError::NotAFile { path: path.to_owned(), what };
     let Ok(stat) = rustix::fs::fstat(file) else {
         return Err(not_a_file("unreadable"));

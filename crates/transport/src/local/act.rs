@@ -28,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub enum ActError {
     /// The daemon cannot become this caller.
     #[error(
-        "the daemon runs as uid {own} and may not open files as uid {uid}: stream them instead \
-         (--transfer-from-dfdaemon), or run the daemon as root"
+        "the daemon runs as uid {own} and may not open files as uid {uid}: hand them over (--transfer fd) \
+         or stream them (--transfer-from-dfdaemon), or run the daemon as root"
     )]
     NotPermitted {
         /// The caller.
@@ -198,15 +198,41 @@ where
     T: Send + 'static,
     F: FnOnce(&Life) -> T + Send + 'static,
 {
+    on_thread(caller, become_caller, act).await
+}
+
+/// `become_it` takes on the rights to act with.
+async fn on_thread<T, F>(
+    caller: &Caller,
+    become_it: fn(&Caller) -> Result<(), ActError>,
+    act: F,
+) -> Result<T, ActError>
+where
+    T: Send + 'static,
+    F: FnOnce(&Life) -> T + Send + 'static,
+{
     let places = THREADS_OF_CALLERS.place(caller.uid).await?;
     let life = Life([&places[0], &places[1]].map(|place| Arc::clone(&place.pool)));
     let (report, result) = oneshot::channel();
-    start(caller.clone(), Some(places), move |ready| {
+    start(caller.clone(), Some(places), become_it, move |ready| {
         // The receiver is gone when the asking task was cancelled; then nobody wants the result.
         drop(report.send(ready.map(|()| act(&life))));
     })
     .map_err(ActError::Thread)?;
     result.await.map_err(|_| ActError::Panicked)?
+}
+
+/// As [`as_caller_for_long`], for work on a file that the caller opened and handed over. A daemon that cannot become the
+/// caller works under its own uid then, without capabilities: whether the caller may was decided when it was opened.
+///
+/// # Errors
+/// As [`as_caller`].
+pub async fn with_handed_over<T, F>(caller: &Caller, act: F) -> Result<T, ActError>
+where
+    T: Send + 'static,
+    F: FnOnce(&Life) -> T + Send + 'static,
+{
+    on_thread(caller, become_caller_or_less, act).await
 }
 
 /// As [`as_caller`], without waiting for it: for cleaning up. It is done on the spot if there is a thread to be had,
@@ -216,11 +242,13 @@ where
     F: FnOnce(Result<(), ActError>) + Send + 'static,
 {
     let places = THREADS_OF_CALLERS.try_place(caller.uid);
-    let (None, Ok(runtime)) = (&places, Handle::try_current()) else { return start(caller, places, act) };
+    let (None, Ok(runtime)) = (&places, Handle::try_current()) else {
+        return start(caller, places, become_caller, act);
+    };
     runtime.spawn(async move {
         match THREADS_OF_CALLERS.place(caller.uid).await {
             Ok(places) => {
-                if let Err(error) = start(caller, Some(places), act) {
+                if let Err(error) = start(caller, Some(places), become_caller, act) {
                     tracing::warn!(%error, "no thread to clean up with in a caller's name");
                 }
             }
@@ -230,13 +258,18 @@ where
     Ok(())
 }
 
-fn start<F>(caller: Caller, places: Option<Places>, act: F) -> io::Result<()>
+fn start<F>(
+    caller: Caller,
+    places: Option<Places>,
+    become_it: fn(&Caller) -> Result<(), ActError>,
+    act: F,
+) -> io::Result<()>
 where
     F: FnOnce(Result<(), ActError>) + Send + 'static,
 {
     let builder = thread::Builder::new().name(format!("as-uid-{}", caller.uid));
     let run = move || {
-        act(become_caller(&caller));
+        act(become_it(&caller));
         drop(places);
     };
     builder.spawn(run).map(drop)
@@ -266,6 +299,22 @@ fn become_caller(caller: &Caller) -> Result<(), ActError> {
     let theirs = CapabilitySet::from_bits_retain(if caller.uid == 0 { caller.capabilities } else { 0 });
     let effective = sets.permitted & theirs;
     rustix::thread::set_capabilities(None, CapabilitySets { effective, ..sets }).map_err(failed)
+}
+
+fn become_caller_or_less(caller: &Caller) -> Result<(), ActError> {
+    match become_caller(caller) {
+        Err(ActError::NotPermitted { .. }) => {
+            let failed = |errno: rustix::io::Errno| ActError::Credentials {
+                uid: rustix::process::geteuid().as_raw(),
+                source: errno.into(),
+            };
+            // Without CAP_FSETID for one, which would keep the set-uid bit of what is written to.
+            let sets = rustix::thread::capabilities(None).map_err(failed)?;
+            let effective = CapabilitySet::empty();
+            rustix::thread::set_capabilities(None, CapabilitySets { effective, ..sets }).map_err(failed)
+        }
+        became => became,
+    }
 }
 
 #[cfg(test)]

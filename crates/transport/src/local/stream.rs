@@ -26,6 +26,10 @@ impl LocalStream {
         Self { stream, first, replayed: 0, caller }
     }
 
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
     /// Who is at the other end.
     #[must_use]
     pub fn caller(&self) -> &Arc<Caller> {
