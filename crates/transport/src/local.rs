@@ -11,15 +11,17 @@ mod caller;
 mod client;
 mod descriptor;
 mod listener;
+mod metadata;
 mod stream;
 
-pub use access::{OutputTarget, PathAccess, PathError, Seen, TempOutput};
+pub use access::{OutputTarget, PathAccess, PathError, TempOutput};
 pub use act::{ActError, Life, as_caller, as_caller_for_long, with_handed_over};
 pub use bind::{BindError, BindOptions};
 pub use caller::Caller;
 pub use client::{ConnectError, connect, endpoint};
-pub use descriptor::{DescriptorError, Direction, Token, hand_over};
+pub use descriptor::{DescriptorError, Direction, hand_over};
 pub use listener::{Connection, Listener};
+pub use metadata::{DESCRIPTOR_KEY, MetadataError, SEEN_KEY, Seen, Token};
 pub use stream::LocalStream;
 
 /// The first bytes of a descriptor connection. HTTP/2 begins with `PRI `.

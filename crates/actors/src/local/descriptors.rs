@@ -46,7 +46,7 @@ impl Descriptors {
     /// # Errors
     /// RESOURCE_EXHAUSTED while there are too many.
     pub(crate) fn open(self: &Arc<Self>, caller: Arc<Caller>, direction: Direction) -> Result<Token, Status> {
-        let token: Token = rand::random();
+        let token = Token(rand::random());
         {
             let mut all = self.0.lock();
             let of_user = all.values().filter(|pending| pending.caller.uid == caller.uid).count();

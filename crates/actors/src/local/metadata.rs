@@ -1,18 +1,14 @@
 //! What our own programs say in a call's metadata (`docs/wire.md`, "Local plane").
 
 use std::fs::File;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use damselfly_transport::local::{Caller, Direction, Seen, Token};
+use damselfly_transport::local::{Caller, DESCRIPTOR_KEY, Direction, MetadataError, SEEN_KEY, Seen, Token};
 use http::HeaderMap;
 use tonic::Status;
 
 use crate::engine::Engine;
-
-/// The token of a descriptor, in hexadecimal digits.
-const DESCRIPTOR: &str = "x-damselfly-descriptor";
-/// Which file or directory the caller means: `<st_dev>:<st_ino>`, decimal.
-const SEEN: &str = "x-damselfly-seen";
 
 /// A caller, and how it wants the files of its call reached.
 #[derive(Clone, Debug)]
@@ -30,10 +26,7 @@ impl Asking {
     /// # Errors
     /// INVALID_ARGUMENT for what cannot be read.
     pub(super) fn new(caller: Arc<Caller>, metadata: &HeaderMap) -> Result<Self, Status> {
-        let read = |name: &'static str| metadata.get(name).map(|value| value.to_str().unwrap_or_default());
-        let wrong = |name: &str| Status::invalid_argument(format!("the metadata {name} cannot be read"));
-        let token = read(DESCRIPTOR).map(|text| token(text).ok_or_else(|| wrong(DESCRIPTOR))).transpose()?;
-        let seen = read(SEEN).map(|text| seen(text).ok_or_else(|| wrong(SEEN))).transpose()?;
+        let (token, seen) = (read(metadata, DESCRIPTOR_KEY)?, read(metadata, SEEN_KEY)?);
         Ok(Self { caller, token, seen })
     }
 
@@ -53,20 +46,11 @@ impl Asking {
     }
 }
 
-fn token(text: &str) -> Option<Token> {
-    let mut token = Token::default();
-    if text.len() != 2 * token.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (index, byte) in token.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
-    }
-    Some(token)
-}
-
-fn seen(text: &str) -> Option<Seen> {
-    let (device, inode) = text.split_once(':')?;
-    Some(Seen { device: device.parse().ok()?, inode: inode.parse().ok()? })
+fn read<T: FromStr<Err = MetadataError>>(metadata: &HeaderMap, key: &str) -> Result<Option<T>, Status> {
+    let Some(value) = metadata.get(key) else { return Ok(None) };
+    let read = value.to_str().unwrap_or_default().parse();
+    read.map(Some)
+        .map_err(|why| Status::invalid_argument(format!("the metadata {key} cannot be read: {why}")))
 }
 
 #[cfg(test)]
@@ -82,17 +66,17 @@ mod tests {
             )]);
             Asking::new(Arc::new(Caller::this_process()), &metadata)
         };
-        let asking = of(SEEN, "65024:7").unwrap();
+        let asking = of(SEEN_KEY, "65024:7").unwrap();
         assert_eq!((asking.seen, asking.token), (Some(Seen { device: 65024, inode: 7 }), None));
-        let asking = of(DESCRIPTOR, "00ff00112233445566778899aabbccdd").unwrap();
-        assert_eq!(asking.token.unwrap()[..3], [0, 255, 0]);
-        for (name, value) in [
-            (SEEN, "7"),
-            (SEEN, "-1:7"),
-            (DESCRIPTOR, "00ff"),
-            (DESCRIPTOR, "+1ff00112233445566778899aabbccdd"),
-        ] {
-            assert_eq!(of(name, value).unwrap_err().code(), tonic::Code::InvalidArgument, "{value}");
+        let asking = of(DESCRIPTOR_KEY, "00ff00112233445566778899aabbccdd").unwrap();
+        assert_eq!(asking.token.unwrap().0[..3], [0, 255, 0]);
+        for (key, value) in [(SEEN_KEY, "7"), (DESCRIPTOR_KEY, "00ff")] {
+            let refused = of(key, value).unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+            assert!(
+                refused.message().starts_with(&format!("the metadata {key} cannot be read: ")),
+                "{refused}"
+            );
         }
     }
 }

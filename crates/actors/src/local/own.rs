@@ -91,7 +91,7 @@ impl Local for LocalService {
             }
         };
         let token = self.engine.descriptors.open(caller, direction)?;
-        Ok(Response::new(ours::OpenDescriptorResponse { token: token.to_vec() }))
+        Ok(Response::new(ours::OpenDescriptorResponse { token: token.0.to_vec() }))
     }
 
     async fn stat_upload(

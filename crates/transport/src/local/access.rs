@@ -9,7 +9,7 @@ mod output;
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::{ActError, Caller, as_caller};
+use super::{ActError, Caller, Seen, as_caller};
 
 pub use output::{OutputTarget, TempOutput};
 
@@ -103,26 +103,6 @@ pub struct PathAccess {
     caller: Arc<Caller>,
     roots: Arc<[PathBuf]>,
     seen: Option<Seen>,
-}
-
-/// A file or directory as its caller sees it: who names a path in another mount namespace may mean another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// `st_dev`.
-    pub device: u64,
-    /// `st_ino`.
-    pub inode: u64,
-}
-
-impl Seen {
-    /// What an open file or directory is.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn of(file: impl AsFd) -> io::Result<Self> {
-        let stat = rustix::fs::fstat(file)?;
-        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
-    }
 }
 
 /// Where a path is opened from.

@@ -20,7 +20,7 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 
-use super::{DESCRIPTOR_MAGIC, LocalStream, PathError, access};
+use super::{DESCRIPTOR_MAGIC, LocalStream, PathError, Token, access};
 
 /// How long the other side may take for the whole dialogue, which moves no content.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,9 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MOST: usize = 4;
 /// Longest reason of a refusal, bytes.
 const REASON: usize = 1024;
-
-/// What makes a descriptor and the call that uses it meet: unguessable, good once.
-pub type Token = [u8; 16];
 
 /// Which way bytes will go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +71,9 @@ impl LocalStream {
     pub async fn token(&mut self) -> Result<Token, DescriptorError> {
         let mut first = [0; 4 + size_of::<Token>()];
         in_time(self.read_exact(&mut first)).await?;
-        let mut token = Token::default();
+        let mut token = [0; size_of::<Token>()];
         token.copy_from_slice(&first[4..]);
-        Ok(token)
+        Ok(Token(token))
     }
 
     /// Agrees, or refuses with a reason.
@@ -164,7 +161,7 @@ pub async fn hand_over(socket: &Path, token: &Token, file: impl AsFd) -> Result<
 
 async fn dialogue(socket: &Path, token: &Token, file: impl AsFd) -> Result<(), DescriptorError> {
     let mut stream = UnixStream::connect(socket).await?;
-    stream.write_all(&[DESCRIPTOR_MAGIC.as_slice(), token].concat()).await?;
+    stream.write_all(&[DESCRIPTOR_MAGIC.as_slice(), &token.0].concat()).await?;
     agreed(&mut stream).await?;
     let file = file.as_fd();
     let send = || {

@@ -21,7 +21,7 @@ const SEND_BUFFER: usize = 1 << 20;
 pub enum Connection {
     /// HTTP/2, and with it gRPC; its first bytes are still to be read from it.
     Grpc(LocalStream),
-    /// A descriptor will travel here; the magic has been read.
+    /// A descriptor will travel here; its first bytes, too, are still to be read.
     Descriptor(LocalStream),
 }
 
