@@ -8,6 +8,7 @@ mod known;
 mod receipt;
 pub mod settings;
 mod source;
+mod spelling;
 mod upload;
 
 use std::io::{self, IsTerminal as _, Write as _};

@@ -2,6 +2,7 @@
 //!
 //! Each `main` only builds a runtime and calls one `run` here; every `run` returns an [`exit::Exit`].
 
+mod by_daemon;
 mod client;
 
 pub mod dfcache;
@@ -12,6 +13,7 @@ pub mod dfscheduler;
 pub mod endpoint;
 pub mod exit;
 pub mod failure;
+mod handing;
 pub mod logging;
 pub mod output;
 pub mod part;

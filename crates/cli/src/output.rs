@@ -115,15 +115,25 @@ impl Output {
 
 /// Removes what a foreign daemon left at an output that was not there before. Ours leaves nothing itself.
 pub(crate) struct Leftover<'a> {
-    path: &'a Path,
+    output: &'a FileOutput,
     /// Whether there is something to remove.
-    pub(crate) armed: bool,
+    armed: bool,
 }
 
 impl<'a> Leftover<'a> {
     /// Nothing is to be removed yet.
-    pub(crate) fn new(path: &'a Path) -> Self {
-        Self { path, armed: false }
+    pub(crate) fn new(output: &'a FileOutput) -> Self {
+        Self { output, armed: false }
+    }
+
+    /// A daemon is at work on it from now on.
+    pub(crate) fn answered(&mut self, is_ours: bool) {
+        self.armed = !is_ours && !self.output.existed;
+    }
+
+    /// What is there is to stay.
+    pub(crate) fn keep(&mut self) {
+        self.armed = false;
     }
 }
 
@@ -131,7 +141,7 @@ impl Drop for Leftover<'_> {
     fn drop(&mut self) {
         if self.armed {
             // Nothing there is what is wanted.
-            let _removed = std::fs::remove_file(self.path);
+            let _removed = std::fs::remove_file(&self.output.path);
         }
     }
 }

@@ -54,6 +54,19 @@ pub enum OutputError {
         /// The output.
         path: String,
     },
+    /// The daemon wrote something else than it says.
+    #[error(
+        "{path} has {found} bytes instead of {length}: something else writes to it, or the daemon sees another file of \
+         this name; use --transfer-from-dfdaemon"
+    )]
+    Length {
+        /// The file.
+        path: String,
+        /// Its bytes.
+        found: u64,
+        /// What there should be.
+        length: u64,
+    },
     /// The file system said no.
     #[error("cannot {action} {path}: {why}")]
     Io {
@@ -150,6 +163,12 @@ impl Part {
         }
     }
 
+    /// The file under its first name.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Writes at `offset`. Blocking.
     ///
     /// # Errors
@@ -177,6 +196,18 @@ impl Part {
                 Err(why) => return Err(OutputError::io("read back", &self.path, why)),
             }
         }
+    }
+
+    /// Puts the file in its place when others wrote it, and it has `length` bytes as they said.
+    ///
+    /// # Errors
+    /// As [`Self::finish`]; [`OutputError::Length`].
+    pub fn finish_with(self, length: u64) -> Result<(), OutputError> {
+        let found = self.file.metadata().map_err(|why| OutputError::io("look at", &self.path, why))?.len();
+        if found != length {
+            return Err(OutputError::Length { path: self.path.display().to_string(), found, length });
+        }
+        self.finish()
     }
 
     /// Puts the file in its place.

@@ -86,22 +86,25 @@ impl Progress {
 
     /// `count` more bytes are there.
     pub fn add(&mut self, count: u64) {
-        self.done += count;
+        self.set(self.done + count);
+    }
+
+    /// `done` bytes are there, fewer than before perhaps.
+    pub fn set(&mut self, done: u64) {
+        self.done = done;
         match &self.shown {
-            Shown::Bar(bar) => bar.inc(count),
-            Shown::Elsewhere(done) => done.store(self.done, Ordering::Relaxed),
+            Shown::Bar(bar) => bar.set_position(done),
+            Shown::Elsewhere(shown) => shown.store(done, Ordering::Relaxed),
             Shown::Lines { .. } | Shown::Nothing => {}
         }
     }
 
     /// Begins anew, because the download does.
     pub fn reset(&mut self) {
-        self.done = 0;
-        match &self.shown {
-            Shown::Bar(bar) => bar.reset(),
-            Shown::Elsewhere(done) => done.store(0, Ordering::Relaxed),
-            Shown::Lines { .. } | Shown::Nothing => {}
+        if let Shown::Bar(bar) = &self.shown {
+            bar.reset();
         }
+        self.set(0);
     }
 
     /// Draws what is due.
@@ -121,14 +124,18 @@ impl Progress {
         if now < *next {
             return None;
         }
-        let speed = units::rate(self.done - last.1, now - last.0).unwrap_or(0);
+        let speed = units::rate(self.done.saturating_sub(last.1), now - last.0).unwrap_or(0);
         let average = units::rate(self.done, now - self.started).unwrap_or(0);
         (*next, *last) = (now + LINE_INTERVAL, (now, self.done));
         Some(format!("{}: {}", self.name, line(self.done, self.total, speed, average)))
     }
 
-    /// Runs `print` with the bar out of the way.
-    pub fn suspend(&self, print: impl FnOnce()) {
+    /// Prints a line to stderr in place of the bar, which is drawn anew below it.
+    pub fn note(&self, text: &str) {
+        let print = || {
+            // Nobody is left to tell when stderr is closed.
+            let _printed = writeln!(io::stderr().lock(), "{text}");
+        };
         match &self.shown {
             Shown::Bar(bar) => bar.suspend(print),
             Shown::Elsewhere(_) | Shown::Lines { .. } | Shown::Nothing => print(),

@@ -35,7 +35,7 @@ impl From<&local::Receipt> for Sources {
 /// Which way the content took to its output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transfer {
-    /// `path` (the daemon wrote it) or `stream` (through the daemon's socket).
+    /// `path` (the daemon opened it), `fd` (the daemon had it open from here) or `stream` (through the daemon's socket).
     pub mode: String,
     /// Why, for people; may be empty.
     pub reason: String,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::builder::BoolishValueParser;
 use clap::{ArgMatches, Args as ClapArgs, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use damselfly_core::PathMapping;
 
 use crate::logging::Level;
 use crate::{units, version};
@@ -67,8 +68,10 @@ pub enum TransferMode {
     /// Whichever works.
     #[default]
     Auto,
-    /// The daemon reads or writes the file itself.
+    /// The daemon opens the file and reads or writes it.
     Path,
+    /// The daemon reads or writes the file that this process opened.
+    Fd,
     /// Over the daemon's socket.
     Stream,
 }
@@ -78,6 +81,7 @@ impl fmt::Display for TransferMode {
         f.write_str(match self {
             TransferMode::Auto => "auto",
             TransferMode::Path => "path",
+            TransferMode::Fd => "fd",
             TransferMode::Stream => "stream",
         })
     }
@@ -158,14 +162,19 @@ pub struct Import {
     #[arg(long, env = "DFCACHE_IMPORT_TIMEOUT", default_value = "30m", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 
-    /// path: the daemon reads the file; auto and stream: over its socket, or by path where the daemon knows no streams
+    /// fd: the daemon reads the file that dfcache opened; path: the daemon opens it; stream: over its socket; auto:
+    /// whichever works, in this order but path last [default: auto]
     #[arg(
         long,
         env = "DFCACHE_IMPORT_TRANSFER",
         hide_possible_values = true,
-        value_name = "auto|path|stream"
+        value_name = "auto|path|stream|fd"
     )]
     pub transfer: Option<TransferMode>,
+
+    /// What the daemon's host calls directories of this container; with it auto tries path first
+    #[arg(long, env = "DFCACHE_IMPORT_PATH_MAPPING", value_name = "CONTAINER:HOST[,...]")]
+    pub path_mapping: Option<PathMapping>,
 
     /// The same as --transfer stream
     #[arg(long, env = "DFCACHE_IMPORT_STREAM_MODE", value_parser = BoolishValueParser::new())]
@@ -251,14 +260,19 @@ pub struct Export {
     #[arg(long, value_name = "ALGORITHM:VALUE")]
     pub digest: Option<String>,
 
-    /// path: the daemon writes the file; stream: over its socket; auto: by path where the daemon may, else by stream
+    /// path: the daemon opens the output; fd: it writes to what dfcache opened; stream: over its socket; auto: the
+    /// first of these that works [default: auto]
     #[arg(
         long,
         env = "DFCACHE_EXPORT_TRANSFER",
         hide_possible_values = true,
-        value_name = "auto|path|stream"
+        value_name = "auto|path|stream|fd"
     )]
     pub transfer: Option<TransferMode>,
+
+    /// What the daemon's host calls directories of this container
+    #[arg(long, env = "DFCACHE_EXPORT_PATH_MAPPING", value_name = "CONTAINER:HOST[,...]")]
+    pub path_mapping: Option<PathMapping>,
 
     /// The same as --transfer stream
     #[arg(long, env = "DFCACHE_EXPORT_STREAM_MODE", value_parser = BoolishValueParser::new())]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use damselfly_actors::config::tree::{self, Node, Value};
 use damselfly_actors::config::{ConfigError, Place, Warning, WrongValue, client_configs};
+use damselfly_core::PathMapping;
 
 use super::args::{ContentId, TransferMode};
 use crate::units;
@@ -41,6 +42,8 @@ pub struct File {
     pub idle_timeout: Option<Found<Duration>>,
     /// `client.uds.socketPath`.
     pub socket_path: Option<Found<PathBuf>>,
+    /// `client.pathMapping`.
+    pub path_mapping: Option<Found<PathMapping>>,
 }
 
 impl File {
@@ -75,7 +78,7 @@ impl File {
         let root = tree::parse(file, source)?;
         let mut reader = Reader { file, keys: BTreeMap::new(), wrong: Vec::new() };
         reader.spread("", root);
-        let transfer = reader.take("client.transfer", "auto, path or stream", |text| choice(&text));
+        let transfer = reader.take("client.transfer", "auto, fd, path or stream", |text| choice(&text));
         let content_id = reader.take("client.contentId", "sha256 or blake3", |text| choice(&text));
         let size = "a size from 1MiB to 1GiB, such as 4MiB";
         let buffer_size = reader.take("client.streaming.bufferSize", size, |text| {
@@ -89,6 +92,8 @@ impl File {
         let socket_path = reader.take("client.uds.socketPath", absolute, |text| {
             Some(PathBuf::from(text)).filter(|path| path.is_absolute())
         });
+        let pairs = "CONTAINER:HOST[,CONTAINER:HOST...], absolute paths";
+        let path_mapping = reader.take("client.pathMapping", pairs, |text| text.parse().ok());
         if !reader.wrong.is_empty() {
             return Err(ConfigError::Values(reader.wrong));
         }
@@ -98,7 +103,7 @@ impl File {
             place: Some(place),
         };
         let warnings = reader.keys.into_iter().map(unknown).collect();
-        Ok((Self { transfer, content_id, buffer_size, idle_timeout, socket_path }, warnings))
+        Ok((Self { transfer, content_id, buffer_size, idle_timeout, socket_path, path_mapping }, warnings))
     }
 }
 
@@ -187,7 +192,7 @@ mod tests {
     #[test]
     fn every_key_has_its_place() {
         let (file, warnings) = parse(
-            "client:\n  transfer: stream\n  contentId: blake3\n  streaming:\n    bufferSize: 8MiB\n    idleTimeout: 10s\n  uds:\n    \
+            "client:\n  transfer: stream\n  contentId: blake3\n  pathMapping: /data:/mnt\n  streaming:\n    bufferSize: 8MiB\n    idleTimeout: 10s\n  uds:\n    \
              socketPath: /d.sock\n",
         )
         .unwrap();
@@ -199,6 +204,7 @@ mod tests {
         assert_eq!(file.buffer_size.unwrap().value, 8 << 20);
         assert_eq!(file.idle_timeout.unwrap().value, Duration::from_secs(10));
         assert_eq!(file.socket_path.unwrap().value, Path::new("/d.sock"));
+        assert_eq!(file.path_mapping.unwrap().value, "/data:/mnt".parse().unwrap());
     }
 
     #[test]
@@ -223,7 +229,8 @@ mod tests {
             "client:\n  transfer: pigeon\n  streaming:\n    bufferSize: 4k\n    idleTimeout: 5\n  uds: d.sock\n",
         );
         let text = wrong.unwrap_err().to_string();
-        let expected = "/c/dfcache.yaml:2:13: client.transfer is \"pigeon\": expected auto, path or stream";
+        let expected =
+            "/c/dfcache.yaml:2:13: client.transfer is \"pigeon\": expected auto, fd, path or stream";
         assert!(text.contains(expected), "{text}");
         assert!(text.contains("client.streaming.bufferSize is \"4k\""), "{text}");
         assert!(text.contains("client.streaming.idleTimeout is \"5\""), "{text}");

@@ -1,31 +1,30 @@
 //! `dfcache export`: the daemon writes the file, or the content comes over its socket.
 
-use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use damselfly_api::common::v2::Piece;
-use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
-use damselfly_api::dfdaemon::v2::download_persistent_cache_task_response::Response as Told;
 use damselfly_api::dfdaemon::v2::{
-    DownloadPersistentCacheTaskRequest, DownloadPersistentCacheTaskResponse, ReadPersistentCacheTaskRequest,
-    ReadPersistentCacheTaskResponse,
+    DownloadPersistentCacheTaskRequest, ReadPersistentCacheTaskRequest, ReadPersistentCacheTaskResponse,
 };
 use damselfly_core::{Digest, Hasher, RangeSpec};
 use damselfly_transport::framed::{self, READ_CONTENT};
+use damselfly_transport::local::Token;
 use thiserror::Error;
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
-use tracing::{debug, info};
 
+use self::story::Story;
 use super::args::{Export, TransferMode};
 use super::known::refused;
 use super::settings::{ConflictError, Origin, Settings};
+use super::spelling::{self, Spelling, SpellingError};
+use crate::by_daemon::{self, Ordered, TellError, Tried};
 use crate::client::{Limits, print_json};
 use crate::endpoint::{self, Daemon};
 use crate::exit::Exit;
-use crate::failure::{Failure, Reason};
+use crate::failure::Failure;
+use crate::handing;
 use crate::output::{FileOutput, InvalidOutput, Leftover, Output};
 use crate::part::Part;
 use crate::progress::Progress;
@@ -33,7 +32,9 @@ use crate::reading::{self, Content, ReadError, Sink};
 use crate::receipt::{self, Delivery, Receipt};
 use crate::stdout::Stdout;
 use crate::ticker::Ticker;
-use crate::transfer::{Sources, Tally, Transfer};
+use crate::transfer::{Sources, Transfer};
+
+mod story;
 
 const TITLE: &str = "Exporting Failed!";
 const READ: &str = "/dfdaemon.v2.DfdaemonDownload/ReadPersistentCacheTask";
@@ -47,6 +48,8 @@ enum Invalid {
     Digest(#[from] damselfly_core::DigestError),
     #[error(transparent)]
     Conflict(#[from] ConflictError),
+    #[error(transparent)]
+    Spelling(#[from] SpellingError),
 }
 
 impl From<Invalid> for Failure {
@@ -60,6 +63,8 @@ impl From<Invalid> for Failure {
 struct Plan {
     id: String,
     output: Output,
+    /// What the daemon is to call an output file.
+    spelling: Option<Spelling>,
     tag: String,
     application: String,
     digest: Option<Digest>,
@@ -83,24 +88,34 @@ impl Plan {
             origin => format!("{origin} {transfer}"),
         };
         // What a file says for every export gives way to what this one needs.
-        let from_file = matches!(origin, Origin::File(_) | Origin::Default);
+        let of_this_run = origin.is_of_this_run();
         match (&output, transfer) {
             (Output::Stdout, _) if args.force_hard_link => {
                 return Err(ConflictError::new("--force-hard-link", "-O -").into());
             }
-            (Output::Stdout, TransferMode::Path) if !from_file => {
+            (Output::Stdout, TransferMode::Path | TransferMode::Fd) if of_this_run => {
                 return Err(ConflictError::new(asked, "-O -").into());
             }
-            (Output::File(_), TransferMode::Stream) if args.force_hard_link && !from_file => {
+            (Output::Stdout, _) if matches!(settings.path_mapping.origin, Origin::Flag(_)) => {
+                return Err(ConflictError::new(&settings.path_mapping.origin, "-O -").into());
+            }
+            (Output::File(_), TransferMode::Stream | TransferMode::Fd)
+                if args.force_hard_link && of_this_run =>
+            {
                 return Err(ConflictError::new("--force-hard-link", asked).into());
             }
             (Output::Stdout, _) => transfer = TransferMode::Stream,
             (Output::File(_), _) if args.force_hard_link => transfer = TransferMode::Path,
             (Output::File(_), _) => {}
         }
+        let spelling = match &output {
+            Output::Stdout => None,
+            Output::File(file) => Some(spelling::of_output(&file.path, settings)?),
+        };
         Ok(Self {
             id: args.id.clone(),
             output,
+            spelling,
             tag: args.tag.clone(),
             application: args.application.clone(),
             digest,
@@ -112,8 +127,39 @@ impl Plan {
         })
     }
 
-    fn by_request(&self) -> String {
-        if self.asked.is_empty() { String::new() } else { format!("as asked ({})", self.asked) }
+    /// Why the first way is taken.
+    fn reason(&self) -> String {
+        let mapped = self.spelling.as_ref().filter(|spelling| spelling.mapped.is_some());
+        match (self.transfer, mapped) {
+            (TransferMode::Auto | TransferMode::Path, Some(spelling)) => {
+                format!("mapped to {}", spelling.path.display())
+            }
+            (TransferMode::Auto, None) => String::new(),
+            _ if self.asked.is_empty() => String::new(),
+            _ => format!("as asked ({})", self.asked),
+        }
+    }
+
+    /// The ways to try for a file, one after the other.
+    fn ways(&self) -> &'static [Way] {
+        match self.transfer {
+            TransferMode::Auto => &[Way::Path, Way::Fd, Way::Stream],
+            TransferMode::Path => &[Way::Path],
+            TransferMode::Fd => &[Way::Fd, Way::Stream, Way::Path],
+            TransferMode::Stream => &[Way::Stream, Way::Path],
+        }
+    }
+
+    /// What is asked of the daemon however the content goes.
+    fn request(&self) -> DownloadPersistentCacheTaskRequest {
+        DownloadPersistentCacheTaskRequest {
+            task_id: self.id.clone(),
+            tag: Some(self.tag.clone()),
+            application: Some(self.application.clone()),
+            timeout: prost_types::Duration::try_from(self.timeout).ok(),
+            digest: self.digest.as_ref().map(ToString::to_string),
+            ..DownloadPersistentCacheTaskRequest::default()
+        }
     }
 
     fn refused(&self, status: &Status) -> Failure {
@@ -144,67 +190,70 @@ pub(super) async fn run(args: &Export, settings: &Settings, json: bool) -> Resul
     Ok(())
 }
 
+/// One way of transfer to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Path,
+    Fd,
+    Stream,
+}
+
 async fn export(plan: Arc<Plan>, daemon: Daemon, quiet: bool) -> Result<Delivery, Failure> {
     let mut ticker = Ticker::new(Progress::new(&plan.id, quiet));
     let file = match &plan.output {
         Output::Stdout => {
             let mut stdout = Stdout::open()?;
-            return by_stream(&plan, &daemon, &mut stdout, &mut ticker, "for stdout".to_owned())
-                .await
-                .map_err(|why| why.failure(&plan, "name an output file"));
+            let streamed = by_stream(&plan, &daemon, &mut stdout, &mut ticker, "for stdout".to_owned()).await;
+            return streamed.map_err(|why| match why {
+                StreamError::Failed(failure) => failure,
+                unsupported => {
+                    let text = format!(
+                        "{unsupported}: it needs Damselfly's dfdaemon of this version; name an output file"
+                    );
+                    Failure::new(TITLE, Exit::Failure, text)
+                }
+            });
         }
         Output::File(file) => file,
     };
-    if plan.transfer != TransferMode::Stream {
-        match by_path(&plan, file, &daemon, &mut ticker, plan.by_request()).await? {
-            ByDaemon::Done(delivery) => return Ok(delivery),
-            ByDaemon::Unsuitable(why) => {
-                ticker.note(&format!("dfcache: {why}; taking the content through its socket instead"));
-                ticker.reset();
-                return to_file(&plan, file, &daemon, &mut ticker, why)
-                    .await
-                    .map_err(|error| error.failure(&plan, "name an output that the daemon may write"));
-            }
+    let mut reason = plan.reason();
+    let mut ways = plan.ways().iter();
+    let mut way = ways.next().copied().unwrap_or(Way::Path);
+    loop {
+        let tried = match way {
+            Way::Path => by_path(&plan, file, &daemon, &mut ticker, &reason).await?,
+            Way::Fd => by_descriptor(&plan, file, &daemon, &mut ticker, &reason).await?,
+            Way::Stream => match to_file(&plan, file, &daemon, &mut ticker, reason.clone()).await {
+                Ok(delivery) => Tried::Done(delivery),
+                Err(StreamError::Failed(failure)) => return Err(failure),
+                Err(unsupported) => Tried::unsuitable(unsupported),
+            },
+        };
+        let (why, unusual) = match tried {
+            Tried::Done(delivery) => return Ok(delivery),
+            Tried::Unsuitable { why, unusual } => (why, unusual),
+        };
+        let Some(&next) = ways.next() else { return Err(Failure::new(TITLE, Exit::Failure, why)) };
+        let instead = match next {
+            Way::Path => "it opens the output itself instead (path)",
+            Way::Fd => "it gets the open output instead (fd)",
+            Way::Stream => "taking the content through its socket instead (stream)",
+        };
+        if unusual || plan.transfer == TransferMode::Fd {
+            ticker.note(&format!("dfcache: {why}; {instead}"));
         }
-    }
-    match to_file(&plan, file, &daemon, &mut ticker, plan.by_request()).await {
-        Ok(delivery) => Ok(delivery),
-        Err(StreamError::Unsupported(status)) => {
-            let why = format!("this daemon sends no streams ({})", status.message());
-            ticker.note(&format!("dfcache: {why}; it writes the file itself instead (path)"));
-            match by_path(&plan, file, &daemon, &mut ticker, why).await? {
-                ByDaemon::Done(delivery) => Ok(delivery),
-                ByDaemon::Unsuitable(why) => Err(Failure::new(TITLE, Exit::Failure, why)),
-            }
-        }
-        Err(error) => Err(error.failure(&plan, "")),
+        ticker.reset();
+        (way, reason) = (next, why);
     }
 }
 
 /// Why a stream delivered nothing.
 #[derive(Debug, Error)]
 enum StreamError {
-    #[error("the daemon answered with {0}")]
+    #[error("this daemon sends no streams ({})", .0.message())]
     Unsupported(Status),
     #[error(transparent)]
     Failed(#[from] Failure),
-}
-
-impl StreamError {
-    /// `help` is what to do instead with a daemon that knows no streams.
-    fn failure(self, plan: &Plan, help: &str) -> Failure {
-        match self {
-            StreamError::Failed(failure) => failure,
-            StreamError::Unsupported(status) => {
-                let mut failure = plan.refused(&status);
-                failure.message = format!(
-                    "this daemon sends no streams ({}): it needs Damselfly's dfdaemon of this version; {help}",
-                    status.message()
-                );
-                failure
-            }
-        }
-    }
 }
 
 /// What is written under another name first.
@@ -289,178 +338,76 @@ async fn by_stream(
     })
 }
 
-/// What became of asking the daemon to write the output.
-enum ByDaemon {
-    Done(Delivery),
-    /// The daemon may not, or it wrote where this process cannot see it. The text says which.
-    Unsuitable(String),
-}
-
-/// The daemon broke the protocol.
-#[derive(Debug, Error)]
-enum StoryError {
-    #[error(
-        "the daemon sent a message that is neither a start nor a piece; its version does not fit this dfcache"
-    )]
-    Empty,
-    #[error(
-        "the daemon reported a piece before it said what it exports; its version does not fit this dfcache"
-    )]
-    BeforeStart,
-    #[error(
-        "unknown download incomplete: the daemon reported {came} of {length} bytes; run the command again, it resumes"
-    )]
-    Incomplete { came: u64, length: u64 },
-}
-
-impl From<StoryError> for Failure {
-    fn from(error: StoryError) -> Self {
-        Failure::new(TITLE, Exit::Failure, error)
-    }
-}
-
-/// Everything told so far. The start lists no pieces: the export is whole when their lengths add up.
-#[derive(Debug, Default)]
-struct Story {
-    length: Option<u64>,
-    host_id: String,
-    peer_id: String,
-    pieces: BTreeSet<u32>,
-    came: u64,
-    tally: Tally,
-}
-
-impl Story {
-    /// Takes the next message. Returns the piece, when it is a new one.
-    fn take(&mut self, message: DownloadPersistentCacheTaskResponse) -> Result<Option<Piece>, StoryError> {
-        match message.response.ok_or(StoryError::Empty)? {
-            Told::DownloadPersistentCacheTaskStartedResponse(started) => {
-                self.length = Some(started.content_length);
-                (self.host_id, self.peer_id) = (message.host_id, message.peer_id);
-                Ok(None)
-            }
-            Told::DownloadPieceFinishedResponse(finished) => {
-                let piece = finished.piece.ok_or(StoryError::Empty)?;
-                if self.length.is_none() {
-                    return Err(StoryError::BeforeStart);
-                }
-                if !self.pieces.insert(piece.number) {
-                    return Ok(None);
-                }
-                self.came = self.came.saturating_add(piece.length);
-                self.tally.count(&piece);
-                Ok(Some(piece))
-            }
-        }
-    }
-
-    /// Whether the stream may end here. Returns the content's length.
-    fn end(&self) -> Result<u64, StoryError> {
-        match self.length {
-            Some(length) if length == self.came => Ok(length),
-            length => Err(StoryError::Incomplete { came: self.came, length: length.unwrap_or(0) }),
-        }
-    }
-}
-
+/// The daemon opens the output.
 async fn by_path(
     plan: &Plan,
     output: &FileOutput,
     daemon: &Daemon,
     ticker: &mut Ticker,
-    reason: String,
-) -> Result<ByDaemon, Failure> {
-    let Some(path) = output.path.to_str() else {
-        return Ok(ByDaemon::Unsuitable(
-            "the output path is not UTF-8 and cannot be named to the daemon".to_owned(),
-        ));
+    reason: &str,
+) -> Result<Tried<Delivery>, Failure> {
+    let path = plan.spelling.as_ref().map_or(output.path.as_path(), |spelling| spelling.path.as_path());
+    let Some(named) = path.to_str() else {
+        return Ok(Tried::unsuitable("the output path is not UTF-8 and cannot be named to the daemon"));
     };
     let mut request = Request::new(DownloadPersistentCacheTaskRequest {
-        task_id: plan.id.clone(),
-        persistent: false,
-        tag: Some(plan.tag.clone()),
-        application: Some(plan.application.clone()),
-        output_path: Some(path.to_owned()),
-        timeout: prost_types::Duration::try_from(plan.timeout).ok(),
-        need_piece_content: false,
+        output_path: Some(named.to_owned()),
         force_hard_link: plan.force_hard_link,
-        digest: plan.digest.as_ref().map(ToString::to_string),
-        remote_ip: None,
         overwrite: output.overwrite,
+        ..plan.request()
     });
-    request.set_timeout(plan.timeout);
-    let mut client = DfdaemonDownloadClient::new(daemon.channel.clone());
-    let mut leftover = Leftover::new(&output.path);
-    let answer = match ticker.beside(client.download_persistent_cache_task(request)).await {
-        Ok(answer) => answer,
-        Err(status) => return unsuitable(plan, &status),
+    handing::name_seen(&mut request, handing::directory_of(&output.path));
+    let has_other_ways = plan.transfer == TransferMode::Auto;
+    let tell = async |leftover: &mut Leftover<'_>| {
+        story::tell(plan, daemon, request, "path", ticker, |is_ours| leftover.answered(is_ours)).await
     };
-    leftover.armed = !endpoint::is_ours(answer.metadata()) && !output.existed;
-    let mut stream = answer.into_inner();
-    let mut story = Story::default();
-    loop {
-        let message = match ticker.beside(stream.message()).await {
-            Ok(Some(message)) => message,
-            Ok(None) => break,
-            Err(status) => {
-                // Somebody else's file: Dragonfly's daemon found it there before it wrote anything.
-                leftover.armed &=
-                    !status.message().contains("already exist") && status.code() != Code::AlreadyExists;
-                return unsuitable(plan, &status);
-            }
-        };
-        let known = story.length;
-        if let Some(piece) = story.take(message)? {
-            debug!(piece = piece.number, length = piece.length, parent = piece.parent_id, "piece finished");
-            ticker.add(piece.length);
-        }
-        if let (None, Some(length)) = (known, story.length) {
-            info!(task = plan.id, peer = story.peer_id, length, transfer = "path", "export started");
-            ticker.set_total(length);
-        }
-    }
-    let length = story.end()?;
-    leftover.armed = false;
-    match std::fs::metadata(&output.path) {
-        Ok(found) if found.len() == length => {}
-        Ok(found) => {
-            let text = format!(
-                "{path} has {} bytes instead of {length}: something else writes to it, or the daemon sees another file \
-                 of this name; use --transfer stream",
-                found.len()
-            );
-            return Err(Failure::new(TITLE, Exit::Failure, text));
-        }
-        Err(why) => {
-            return Ok(ByDaemon::Unsuitable(format!(
-                "the daemon says that it wrote {path}, but here it cannot be seen ({why})"
-            )));
-        }
-    }
-    Ok(ByDaemon::Done(delivery(plan, length, story, daemon, reason).await))
+    let tried = by_daemon::at_path(Ordered { output, named, has_other_ways }, tell, |story| story.came).await;
+    told(plan, tried, daemon, "path", reason).await
 }
 
-fn unsuitable(plan: &Plan, status: &Status) -> Result<ByDaemon, Failure> {
-    if Reason::of(status) == Some(Reason::Path) && plan.transfer == TransferMode::Auto {
-        let why = format!("the daemon does not write to this output itself ({})", status.message());
-        return Ok(ByDaemon::Unsuitable(why));
+/// The daemon writes to the output that this process opened.
+async fn by_descriptor(
+    plan: &Plan,
+    output: &FileOutput,
+    daemon: &Daemon,
+    ticker: &mut Ticker,
+    reason: &str,
+) -> Result<Tried<Delivery>, Failure> {
+    let tell = async |token: &Token, _: &Part| {
+        let mut request = Request::new(plan.request());
+        handing::name_token(&mut request, token);
+        story::tell(plan, daemon, request, "fd", ticker, |_| {}).await
+    };
+    let tried = by_daemon::into_descriptor(output, &plan.id, daemon, tell, |story| story.came).await;
+    told(plan, tried, daemon, "fd", reason).await
+}
+
+async fn told(
+    plan: &Plan,
+    tried: Result<Tried<Story>, TellError>,
+    daemon: &Daemon,
+    mode: &str,
+    reason: &str,
+) -> Result<Tried<Delivery>, Failure> {
+    match tried.map_err(|why| why.failure(|status| plan.refused(status)))? {
+        Tried::Done(story) => Ok(Tried::Done(delivery(plan, story, daemon, mode, reason).await)),
+        Tried::Unsuitable { why, unusual } => Ok(Tried::Unsuitable { why, unusual }),
     }
-    Err(plan.refused(status))
 }
 
 /// What was delivered, in the daemon's own numbers where it keeps a receipt, else by the piece reports.
-async fn delivery(plan: &Plan, bytes: u64, story: Story, daemon: &Daemon, reason: String) -> Delivery {
+async fn delivery(plan: &Plan, story: Story, daemon: &Daemon, mode: &str, reason: &str) -> Delivery {
     let receipt = receipt::ask(&daemon.channel, &story.peer_id).await;
     let reason = match &receipt {
         Some(receipt) if reason.is_empty() => receipt.transfer_reason.clone(),
-        _ => reason,
+        _ => reason.to_owned(),
     };
     Delivery {
         task_id: plan.id.clone(),
-        bytes,
-        content_length: Some(bytes),
+        bytes: story.came,
+        content_length: Some(story.came),
         sources: Some(receipt.as_ref().map_or_else(|| story.tally.sources(), Sources::from)),
-        transfer: Transfer { mode: "path".to_owned(), reason },
+        transfer: Transfer { mode: mode.to_owned(), reason },
         was_complete: None,
         host_id: story.host_id,
         peer_id: story.peer_id,

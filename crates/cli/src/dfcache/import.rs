@@ -9,18 +9,23 @@ use damselfly_api::common::v2::PersistentCacheTask;
 use damselfly_api::dfdaemon::v2::UploadPersistentCacheTaskRequest;
 use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
 use damselfly_core::geometry::named_piece_length;
+use damselfly_transport::local::Seen;
 use thiserror::Error;
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 
 use super::args::{Ack, ContentId, Import, TransferMode};
+use super::receipt;
 use super::settings::{ConflictError, Origin, Settings};
-use super::source::{Source, SourceError};
-use super::{receipt, upload};
+use super::source::{CHUNK, Source, SourceError};
+use super::spelling::{self, Spelling, SpellingError};
+use super::upload::{self, By};
+use crate::by_daemon::Tried;
 use crate::client::{Limits, print_json};
 use crate::endpoint::{self, Daemon};
 use crate::exit::Exit;
 use crate::failure::{Failure, Reason};
+use crate::handing;
 use crate::progress::Progress;
 use crate::ticker::Ticker;
 use crate::transfer::Transfer;
@@ -39,7 +44,9 @@ enum Invalid {
     PieceLength(#[from] damselfly_core::GeometryError),
     #[error(transparent)]
     Conflict(#[from] ConflictError),
-    #[error("{given} lets the daemon read a file, and {source_name} is a pipe; leave it out")]
+    #[error(transparent)]
+    Spelling(#[from] SpellingError),
+    #[error("{given} is for files that the daemon reads itself, and {source_name} is a pipe; leave it out")]
     Pipe { given: String, source_name: String },
 }
 
@@ -59,6 +66,8 @@ impl From<SourceError> for Failure {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) source: Source,
+    /// What the daemon is to call a file.
+    spelling: Option<Spelling>,
     pub(super) replicas: u64,
     pub(super) tag: Option<String>,
     pub(super) application: Option<String>,
@@ -91,17 +100,13 @@ impl Plan {
             let replicas = format!("--persistent-replica-count {}", args.persistent_replica_count);
             return Err(ConflictError::new(format!("--ack {count}"), replicas).into());
         }
+        if args.path == Path::new("-") {
+            return Self::check_pipe(settings, "stdin");
+        }
         if settings.transfer.value != TransferMode::Path {
             return Ok(());
         }
         let path = format!("{} path", settings.transfer.origin);
-        if args.path == Path::new("-") {
-            // What a file says for every import gives way to what this one needs.
-            return match settings.transfer.origin {
-                Origin::File(_) => Ok(()),
-                _ => Err(Invalid::Pipe { given: path, source_name: "stdin".to_owned() }),
-            };
-        }
         // The call that names a path has no room for these.
         if settings.content_id.value != ContentId::Sha256 {
             let content_id = format!("{} {}", settings.content_id.origin, settings.content_id.value);
@@ -115,20 +120,34 @@ impl Plan {
         }
     }
 
+    /// Refuses what was asked for this run and a pipe cannot do. What a file says for every import gives way.
+    fn check_pipe(settings: &Settings, name: &str) -> Result<(), Invalid> {
+        let Settings { transfer, path_mapping, .. } = settings;
+        let is_for_files = matches!(transfer.value, TransferMode::Path | TransferMode::Fd);
+        let given = if is_for_files && transfer.origin.is_of_this_run() {
+            format!("{} {}", transfer.origin, transfer.value)
+        } else if let Origin::Flag(flag) = &path_mapping.origin {
+            flag.clone()
+        } else {
+            return Ok(());
+        };
+        Err(Invalid::Pipe { given, source_name: name.to_owned() })
+    }
+
     fn new(args: &Import, settings: &Settings, source: Source) -> Result<Self, Invalid> {
         let asked = settings.transfer.origin != Origin::Default;
         let transfer_asked =
             asked.then(|| format!("{} {}", settings.transfer.origin, settings.transfer.value));
-        let mut transfer = settings.transfer.value;
-        if source.path().is_none() && transfer == TransferMode::Path {
-            if !matches!(settings.transfer.origin, Origin::File(_)) {
-                let given = transfer_asked.unwrap_or_default();
-                return Err(Invalid::Pipe { given, source_name: source.name });
+        let spelling = match source.path() {
+            None => {
+                Self::check_pipe(settings, &source.name)?;
+                None
             }
-            transfer = TransferMode::Auto;
-        }
+            Some(path) => Some(spelling::of_input(path, settings)?),
+        };
         Ok(Self {
             source,
+            spelling,
             replicas: args.persistent_replica_count,
             tag: args.tag.clone(),
             application: args.application.clone(),
@@ -141,11 +160,48 @@ impl Plan {
                 Ack::Count(count) => count,
                 Ack::All => u32::try_from(args.persistent_replica_count).unwrap_or(u32::MAX),
             },
-            transfer,
+            transfer: settings.transfer.value,
             transfer_asked,
             buffer: settings.buffer_size.value,
             idle: settings.idle_timeout.value,
         })
+    }
+
+    /// The ways to try, one after the other.
+    fn ways(&self) -> &'static [Way] {
+        let Some(spelling) = &self.spelling else { return &[Way::Stream] };
+        let fits_a_message = self.source.length().is_some_and(|length| length <= CHUNK as u64);
+        match self.transfer {
+            TransferMode::Path => &[Way::Path],
+            TransferMode::Fd => &[Way::Fd, Way::Stream, Way::Path],
+            TransferMode::Auto if spelling.mapped.is_some() && self.not_by_path().is_none() => {
+                &[Way::Path, Way::Fd, Way::Stream]
+            }
+            TransferMode::Auto if !fits_a_message => &[Way::Fd, Way::Stream, Way::Path],
+            TransferMode::Auto | TransferMode::Stream => &[Way::Stream, Way::Path],
+        }
+    }
+
+    /// What to leave out so that a path will do: the call that names one has no room for everything.
+    fn not_by_path(&self) -> Option<&'static str> {
+        match &self.spelling {
+            None => Some("import a file instead of a pipe"),
+            Some(_) if self.content_id != ContentId::Sha256 => Some("leave --content-id out"),
+            Some(_) if self.ack > 1 => Some("leave --ack out"),
+            Some(_) => None,
+        }
+    }
+
+    /// Why the first way is taken.
+    fn reason(&self) -> String {
+        let mapped = self.spelling.as_ref().filter(|spelling| spelling.mapped.is_some());
+        match (&self.transfer_asked, mapped, self.ways()[0]) {
+            (Some(by), ..) if self.transfer != TransferMode::Auto => format!("as asked ({by})"),
+            (_, Some(spelling), Way::Path) => format!("mapped to {}", spelling.path.display()),
+            _ if self.spelling.is_none() => "a pipe".to_owned(),
+            (_, _, Way::Fd | Way::Path) => "the daemon takes open files".to_owned(),
+            (_, _, Way::Stream) => "it fits one message".to_owned(),
+        }
     }
 
     /// A name for this upload that another run finds again; empty for a pipe.
@@ -198,59 +254,91 @@ pub(super) async fn run(args: &Import, settings: &Settings, json: bool) -> Resul
     })
 }
 
+/// One way of transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Path,
+    Fd,
+    Stream,
+}
+
 async fn import(plan: Arc<Plan>, daemon: Daemon, quiet: bool) -> Result<Imported, Failure> {
-    let asked = || plan.transfer_asked.as_ref().map_or_else(String::new, |by| format!("as asked ({by})"));
-    if plan.transfer == TransferMode::Path {
-        return by_path(&plan, &daemon, quiet, asked()).await;
-    }
-    let reason = match (plan.source.path(), plan.transfer) {
-        (None, _) => "a pipe".to_owned(),
-        (Some(_), TransferMode::Stream) => asked(),
-        (Some(_), _) => "the daemon takes streams".to_owned(),
-    };
-    let mut ticker = Ticker::new(Progress::new(&plan.source.name, quiet));
-    match upload::run(&plan, &daemon, &mut ticker).await {
-        Ok(uploaded) => Ok(Imported {
-            task_id: uploaded.response.task_id,
-            task: uploaded.response.task,
-            bytes: uploaded.bytes,
-            resumed_at: uploaded.resumed_at,
-            transfer: Transfer { mode: "stream".to_owned(), reason },
-        }),
-        Err(upload::UploadError::Unsupported(status)) => {
-            let why = without_streams(&plan, &status)?;
-            ticker.note(&format!("dfcache: {why}; it reads the file itself instead (path)"));
-            drop(ticker);
-            by_path(&plan, &daemon, quiet, why).await
+    let mut reason = plan.reason();
+    let mut ways = plan.ways().iter();
+    let mut way = ways.next().copied().unwrap_or(Way::Stream);
+    loop {
+        let (why, unusual) = match way.attempt(&plan, &daemon, quiet, &reason).await? {
+            Tried::Done(imported) => return Ok(imported),
+            Tried::Unsuitable { why, unusual } => (why, unusual),
+        };
+        let Some(&next) = ways.next() else { return Err(Failure::new(TITLE, Exit::Failure, why)) };
+        let instead = match next {
+            Way::Path if plan.not_by_path().is_some() => {
+                let help = plan.not_by_path().unwrap_or_default();
+                let text = format!(
+                    "{why}: it needs Damselfly's dfdaemon of this version; {help}, or use such a daemon"
+                );
+                return Err(Failure::new(TITLE, Exit::Failure, text));
+            }
+            Way::Path => "it opens the file itself instead (path)",
+            Way::Fd => "it gets the open file instead (fd)",
+            Way::Stream => "it gets the content through its socket instead (stream)",
+        };
+        if unusual || plan.transfer == TransferMode::Fd {
+            Progress::new("", quiet).note(&format!("dfcache: {why}; {instead}"));
         }
-        Err(upload::UploadError::Failed(failure)) => Err(failure),
+        (way, reason) = (next, why);
     }
 }
 
-/// Why the daemon reads the file itself, where that will do.
-fn without_streams(plan: &Plan, status: &Status) -> Result<String, Failure> {
-    let why = format!("this daemon takes no streams ({})", status.message());
-    let help = if plan.source.path().is_none() {
-        "import a file instead of a pipe"
-    } else if plan.content_id != ContentId::Sha256 {
-        "leave --content-id out"
-    } else if plan.ack > 1 {
-        "leave --ack out"
-    } else {
-        return Ok(why);
-    };
-    let text = format!("{why}: it needs Damselfly's dfdaemon of this version; {help}, or use such a daemon");
-    Err(Failure::new(TITLE, Exit::Failure, text))
+impl Way {
+    async fn attempt(
+        self,
+        plan: &Plan,
+        daemon: &Daemon,
+        quiet: bool,
+        reason: &str,
+    ) -> Result<Tried<Imported>, Failure> {
+        let (by, mode) = match self {
+            Way::Path => return by_path(plan, daemon, quiet, reason.to_owned()).await,
+            Way::Fd => (By::Descriptor, "fd"),
+            Way::Stream => (By::Chunks, "stream"),
+        };
+        let mut ticker = Ticker::new(Progress::new(&plan.source.name, quiet));
+        match upload::run(plan, daemon, by, &mut ticker).await {
+            Ok(uploaded) => Ok(Tried::Done(Imported {
+                task_id: uploaded.response.task_id,
+                task: uploaded.response.task,
+                bytes: uploaded.bytes,
+                resumed_at: uploaded.resumed_at,
+                transfer: Transfer { mode: mode.to_owned(), reason: reason.to_owned() },
+            })),
+            Err(upload::UploadError::Unsupported(status)) => {
+                let why = format!("this daemon takes no streams ({})", status.message());
+                Ok(Tried::unsuitable(why))
+            }
+            Err(upload::UploadError::NotTaken(why)) => Ok(Tried::not_taken(&why)),
+            Err(upload::UploadError::Failed(failure)) => Err(failure),
+        }
+    }
 }
 
-async fn by_path(plan: &Plan, daemon: &Daemon, quiet: bool, reason: String) -> Result<Imported, Failure> {
-    let wrong = |text: String| Failure::new(TITLE, Exit::Failure, text);
-    let path = plan.source.path().and_then(Path::to_str).ok_or_else(|| {
-        wrong(format!(
-            "the path {} is not UTF-8 and cannot be named to the daemon; use --transfer stream",
-            plan.source.name
-        ))
-    })?;
+async fn by_path(
+    plan: &Plan,
+    daemon: &Daemon,
+    quiet: bool,
+    reason: String,
+) -> Result<Tried<Imported>, Failure> {
+    let Some(spelling) = &plan.spelling else {
+        return Ok(Tried::unsuitable("a pipe has no path"));
+    };
+    let Some(path) = spelling.path.to_str() else {
+        let why = format!(
+            "the path {} is not UTF-8 and cannot be named to the daemon; use --transfer fd or stream",
+            spelling.path.display()
+        );
+        return Ok(Tried::unsuitable(why));
+    };
     let mut request = Request::new(UploadPersistentCacheTaskRequest {
         content_for_calculating_task_id: plan.id_from.clone(),
         path: path.to_owned(),
@@ -262,19 +350,27 @@ async fn by_path(plan: &Plan, daemon: &Daemon, quiet: bool, reason: String) -> R
         timeout: prost_types::Duration::try_from(plan.timeout).ok(),
         remote_ip: None,
     });
+    handing::name_seen(&mut request, Seen::of(plan.source.file()).ok());
     request.set_timeout(plan.timeout);
     let mut ticker = Ticker::new(Progress::waiting(&format!("Importing {}...", plan.source.name), quiet));
     let mut client = DfdaemonDownloadClient::new(daemon.channel.clone());
     let answer = ticker.beside(client.upload_persistent_cache_task(request)).await;
     drop(ticker);
-    let task = answer.map_err(|status| refused(&status))?.into_inner();
-    Ok(Imported {
+    let task = match answer {
+        Ok(task) => task.into_inner(),
+        Err(status) if plan.transfer == TransferMode::Auto && Reason::of(&status) == Some(Reason::Path) => {
+            let why = format!("the daemon does not open this file itself ({})", status.message());
+            return Ok(Tried::unsuitable(why));
+        }
+        Err(status) => return Err(refused(&status)),
+    };
+    Ok(Tried::Done(Imported {
         task_id: task.id.clone(),
         bytes: plan.source.length().unwrap_or(task.content_length),
         task: Some(task),
         resumed_at: 0,
         transfer: Transfer { mode: "path".to_owned(), reason },
-    })
+    }))
 }
 
 /// A refusal by the daemon, with what helps.
@@ -284,7 +380,9 @@ pub(super) fn refused(status: &Status) -> Failure {
         _ if Reason::of(status) == Some(Reason::NoSpace) => {
             "; free space, or remove what is not needed with dfcache rm"
         }
-        Code::PermissionDenied => "; with --transfer stream the daemon need not read the file itself",
+        Code::PermissionDenied if !status.message().contains("--transfer ") => {
+            "; with --transfer fd the daemon need not open the file itself"
+        }
         Code::FailedPrecondition if status.message().contains("redis") => {
             "; Dragonfly's scheduler keeps imported content only when it has a Redis"
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, CommandFactory as _};
 use damselfly_actors::config::Place;
+use damselfly_core::PathMapping;
 use thiserror::Error;
 
 use super::args::{Args, ContentId, Matches, TransferMode};
@@ -29,6 +30,14 @@ pub enum Origin {
     File(Place),
     /// Nobody said anything.
     Default,
+}
+
+impl Origin {
+    /// Whether it was said for this run: what a file says for every run gives way to what this one needs.
+    #[must_use]
+    pub fn is_of_this_run(&self) -> bool {
+        matches!(self, Origin::Flag(_) | Origin::Environment(_))
+    }
 }
 
 impl fmt::Display for Origin {
@@ -64,6 +73,8 @@ pub struct Settings {
     pub buffer_size: Setting<u64>,
     /// How long a stream may move nothing.
     pub idle_timeout: Setting<Duration>,
+    /// What the daemon's host calls directories.
+    pub path_mapping: Setting<PathMapping>,
 }
 
 /// Two wishes that cannot both come true.
@@ -90,8 +101,21 @@ impl Settings {
     /// When the command line, or the environment, wants two ways of transfer at once.
     pub fn new(matches: &Matches, file: &File) -> Result<Self, ConflictError> {
         let given = Given::of(matches);
+        let transfer = pick(transfer(&given)?, file.transfer.clone(), TransferMode::Auto);
+        let path_mapping = pick(given.get("path_mapping"), file.path_mapping.clone(), PathMapping::default());
+        if matches!(transfer.value, TransferMode::Stream | TransferMode::Fd)
+            && !path_mapping.value.is_empty()
+            && [&transfer.origin, &path_mapping.origin].into_iter().all(Origin::is_of_this_run)
+        {
+            let way = match &transfer.origin {
+                Origin::Flag(flag) if flag != "--transfer" => flag.clone(),
+                origin => format!("{origin} {}", transfer.value),
+            };
+            return Err(ConflictError::new(way, &path_mapping.origin));
+        }
         Ok(Self {
-            transfer: pick(transfer(&given)?, file.transfer.clone(), TransferMode::Auto),
+            transfer,
+            path_mapping,
             content_id: pick(given.get("content_id"), file.content_id.clone(), ContentId::Sha256),
             endpoint: pick(
                 given.get("endpoint").map(|found: Setting<PathBuf>| found.map(Some)),
@@ -180,7 +204,10 @@ fn transfer(given: &Given<'_>) -> Result<Option<Setting<TransferMode>>, Conflict
     let mut chosen: Option<Setting<TransferMode>> = None;
     for setting in all.into_iter().filter(|setting| !flags_only || is_flag(setting)) {
         chosen = Some(match chosen {
-            Some(first) if first.value == TransferMode::Path && setting.value == TransferMode::Stream => {
+            Some(first)
+                if matches!(first.value, TransferMode::Path | TransferMode::Fd)
+                    && setting.value == TransferMode::Stream =>
+            {
                 return Err(ConflictError::new(format!("{} {}", first.origin, first.value), &setting.origin));
             }
             Some(first) if first.value == TransferMode::Stream => first,
@@ -225,6 +252,9 @@ pub fn lines(file: &File) -> Result<Vec<Line>, String> {
             }
             let (value, origin) = match id {
                 "transfer" => (settings.transfer.value.to_string(), settings.transfer.origin.clone()),
+                "path_mapping" => {
+                    (settings.path_mapping.value.to_string(), settings.path_mapping.origin.clone())
+                }
                 "content_id" => (settings.content_id.value.to_string(), settings.content_id.origin.clone()),
                 "endpoint" => {
                     let sockets = candidates(settings.endpoint.value.as_deref());

@@ -107,6 +107,11 @@ impl Source {
         self.regular.as_ref().map(|(path, _)| path.as_path())
     }
 
+    /// What is open.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Bytes of a regular file; `None` for a pipe.
     pub(super) fn length(&self) -> Option<u64> {
         self.regular.as_ref().map(|(_, look)| look.length)

@@ -10,6 +10,7 @@ use damselfly_api::dfdaemon::v2::{
     PersistentCacheTaskChunk, WritePersistentCacheTaskFinished, WritePersistentCacheTaskRequest,
     WritePersistentCacheTaskResponse, WritePersistentCacheTaskStarted,
 };
+use damselfly_transport::local::Direction;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +23,7 @@ use crate::client::call;
 use crate::endpoint::Daemon;
 use crate::exit::Exit;
 use crate::failure::{Failure, Reason, is_broken_connection, root_cause};
+use crate::handing::{self, NotTaken};
 use crate::ticker::Ticker;
 use crate::units;
 
@@ -46,9 +48,21 @@ pub(super) enum UploadError {
     /// The daemon does not know the call.
     #[error(transparent)]
     Unsupported(Status),
+    /// The daemon does not take this file open.
+    #[error(transparent)]
+    NotTaken(NotTaken),
     /// Anything else.
     #[error(transparent)]
     Failed(#[from] Failure),
+}
+
+/// How the content comes to the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// In messages.
+    Chunks,
+    /// The daemon reads the open file.
+    Descriptor,
 }
 
 /// Why one stream ended without an import.
@@ -58,6 +72,8 @@ enum StreamError {
     Status(Status),
     #[error(transparent)]
     Source(#[from] SourceError),
+    #[error(transparent)]
+    NotTaken(#[from] NotTaken),
     #[error("the daemon answered before it had everything; its version does not fit this dfcache")]
     Early,
     #[error("nothing came from {name} for {} (client.streaming.idleTimeout)", units::duration(*.idle))]
@@ -72,6 +88,7 @@ impl From<StreamError> for UploadError {
             StreamError::Status(status) if status.code() == Code::Unimplemented => {
                 return UploadError::Unsupported(status);
             }
+            StreamError::NotTaken(why) => return UploadError::NotTaken(why),
             StreamError::Status(status) => refused(&status),
             StreamError::Source(why) => why.into(),
             StreamError::SilentSource { .. } | StreamError::SilentDaemon { .. } => {
@@ -95,7 +112,12 @@ impl StreamError {
 }
 
 /// Uploads what `plan` says, a file in several streams if the connection breaks.
-pub(super) async fn run(plan: &Plan, daemon: &Daemon, ticker: &mut Ticker) -> Result<Uploaded, UploadError> {
+pub(super) async fn run(
+    plan: &Plan,
+    daemon: &Daemon,
+    by: By,
+    ticker: &mut Ticker,
+) -> Result<Uploaded, UploadError> {
     let upload_id = plan.upload_id();
     let mut retries = 0;
     let mut first = None;
@@ -107,7 +129,8 @@ pub(super) async fn run(plan: &Plan, daemon: &Daemon, ticker: &mut Ticker) -> Re
                 ticker.note(&format!("dfcache: going on at {}", units::bytes(offset)));
             }
             info!(offset, upload_id, "upload starts");
-            let (response, bytes) = write(plan, daemon, &upload_id, offset, ticker).await?;
+            let (response, bytes) =
+                write(plan, daemon, by, started(plan, &upload_id, offset), ticker).await?;
             Ok(Uploaded { response, bytes, resumed_at })
         };
         let error: StreamError = match sent.await {
@@ -152,17 +175,21 @@ async fn verified(plan: &Plan, daemon: &Daemon, upload_id: &str) -> Result<u64, 
     }
 }
 
-/// One stream, from `offset` to the end. Returns the answer and the content's length.
+/// One stream, from `started.offset` to the end. Returns the answer and the content's length.
 async fn write(
     plan: &Plan,
     daemon: &Daemon,
-    upload_id: &str,
-    offset: u64,
+    by: By,
+    started: WritePersistentCacheTaskStarted,
     ticker: &mut Ticker,
 ) -> Result<(WritePersistentCacheTaskResponse, u64), StreamError> {
     let (to, from) = mpsc::channel(1);
     let mut request = Request::new(ReceiverStream::new(from));
     request.set_timeout(plan.timeout);
+    if by == By::Descriptor {
+        let token = handing::hand_over(daemon, plan.source.file(), Direction::FromClient).await?;
+        handing::name_token(&mut request, &token);
+    }
     let mut client = DfdaemonDownloadClient::new(daemon.channel.clone());
     let call = client.write_persistent_cache_task(request);
     tokio::pin!(call);
@@ -172,18 +199,19 @@ async fn write(
             Ok(_) => Err(StreamError::Early),
             Err(status) => Err(StreamError::Status(status)),
         },
-        poured = pour(plan, upload_id, offset, to, ticker) => poured?,
+        poured = pour(plan, by, started, to, ticker) => poured?,
     };
     // Until the daemon has flushed it and as many copies stand as were asked for.
     let answer = ticker.beside(call).await;
     answer.map(|answer| (answer.into_inner(), bytes)).map_err(StreamError::Status)
 }
 
-/// Sends everything from `offset` on. Returns the content's length, also when nobody listens any more: the call says why.
+/// Sends everything from `started.offset` on. Returns the content's length, also when nobody listens any more: the call
+/// says why.
 async fn pour(
     plan: &Plan,
-    upload_id: &str,
-    offset: u64,
+    by: By,
+    started: WritePersistentCacheTaskStarted,
     to: mpsc::Sender<WritePersistentCacheTaskRequest>,
     ticker: &mut Ticker,
 ) -> Result<u64, StreamError> {
@@ -198,14 +226,20 @@ async fn pour(
     if let Some(length) = plan.source.length() {
         ticker.set_total(length);
     }
-    ticker.add(offset);
-    let mut at = offset;
-    if !ticker.beside(send(Part::Started(started(plan, upload_id, offset)))).await? {
+    let mut at = started.offset;
+    ticker.add(at);
+    if !ticker.beside(send(Part::Started(started))).await? {
         return Ok(at);
+    }
+    let finished = || send(Part::Finished(WritePersistentCacheTaskFinished { digest: None }));
+    if by == By::Descriptor {
+        ticker.watch(plan.source.file());
+        finished().await?;
+        return Ok(plan.source.length().unwrap_or(at));
     }
     // One chunk is in the channel of the call.
     let ahead = usize::try_from(plan.buffer).unwrap_or(usize::MAX) / CHUNK;
-    let mut chunks = plan.source.read(offset, ahead.saturating_sub(1))?;
+    let mut chunks = plan.source.read(at, ahead.saturating_sub(1))?;
     loop {
         let next = ticker.beside(tokio::time::timeout(plan.idle, chunks.recv())).await;
         let Ok(next) = next else {
@@ -219,7 +253,7 @@ async fn pour(
         at += count;
         ticker.add(count);
     }
-    ticker.beside(send(Part::Finished(WritePersistentCacheTaskFinished { digest: None }))).await?;
+    ticker.beside(finished()).await?;
     Ok(at)
 }
 

@@ -2,19 +2,23 @@
 //! ([`super::socket`]).
 
 use damselfly_api::common::v2::{Download, Piece};
+use damselfly_api::dfdaemon::v2::DownloadTaskRequest;
 use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
-use damselfly_api::dfdaemon::v2::{DownloadTaskRequest, DownloadTaskResponse};
 use damselfly_core::RangeSpec;
-use tonic::{Code, Request, Status, Streaming};
+use damselfly_transport::local::Token;
+use tonic::Request;
 use tracing::{debug, info};
 
 use super::plan::Plan;
 use super::socket;
 use super::story::{News, Story, StoryError};
+use crate::by_daemon::{self, Ordered, TellError, Tried};
 use crate::endpoint::{self, At, Daemon};
 use crate::exit::Exit;
-use crate::failure::{Failure, Reason};
+use crate::failure::Failure;
+use crate::handing;
 use crate::output::{FileOutput, Leftover, Output};
+use crate::part::Part;
 use crate::receipt::{self, Delivery};
 use crate::ticker::Ticker;
 use crate::transfer::{Sources, Transfer};
@@ -24,13 +28,6 @@ impl From<StoryError> for Failure {
     fn from(error: StoryError) -> Self {
         Failure::new(TITLE, Exit::Failure, error)
     }
-}
-
-/// What became of asking the daemon to write the output.
-enum ByDaemon {
-    Done(Delivery),
-    /// The daemon may not, or it wrote where this process cannot see it. The text says which.
-    Unsuitable(String),
 }
 
 /// Downloads through `daemon` as `plan` says, whichever way works.
@@ -49,10 +46,16 @@ pub(super) async fn run(plan: &Plan, daemon: &Daemon, ticker: &mut Ticker) -> Re
         // A daemon of Dragonfly's leaves the whole content's file, with holes.
         "a range is written by dfget".to_owned()
     } else {
-        match by_path(plan, output, daemon, ticker).await? {
-            ByDaemon::Done(delivery) => return Ok(delivery),
-            ByDaemon::Unsuitable(why) => {
-                ticker.note(&format!("dfget: {why}; taking the content through its socket instead"));
+        let why = match by_path(plan, output, daemon, ticker).await? {
+            Tried::Done(delivery) => return Ok(delivery),
+            Tried::Unsuitable { why, .. } => why,
+        };
+        ticker.reset();
+        match by_descriptor(plan, output, daemon, ticker, &why).await? {
+            Tried::Done(delivery) => return Ok(delivery),
+            Tried::Unsuitable { why: other, unusual } => {
+                let other = if unusual { format!("; {other}") } else { String::new() };
+                ticker.note(&format!("dfget: {why}{other}; taking the content through its socket instead"));
                 ticker.reset();
                 why
             }
@@ -61,59 +64,77 @@ pub(super) async fn run(plan: &Plan, daemon: &Daemon, ticker: &mut Ticker) -> Re
     socket::to_file(plan, output, daemon, ticker, reason).await
 }
 
-/// The start of a download's answer.
-struct Answer {
-    stream: Streaming<DownloadTaskResponse>,
-    ours: bool,
-}
-
-async fn ask(plan: &Plan, daemon: &Daemon, download: Download) -> Result<Answer, Status> {
-    // The start lists every piece.
-    let mut client =
-        DfdaemonDownloadClient::new(daemon.channel.clone()).max_decoding_message_size(usize::MAX);
-    let mut request = Request::new(DownloadTaskRequest { download: Some(download) });
-    request.set_timeout(plan.timeout);
-    let response = client.download_task(request).await?;
-    let ours = endpoint::is_ours(response.metadata());
-    Ok(Answer { stream: response.into_inner(), ours })
-}
-
+/// The daemon opens the output.
 async fn by_path(
     plan: &Plan,
     output: &FileOutput,
     daemon: &Daemon,
     ticker: &mut Ticker,
-) -> Result<ByDaemon, Failure> {
-    let Some(path) = output.path.to_str() else {
-        return Ok(ByDaemon::Unsuitable(
-            "the output path is not UTF-8 and cannot be named to the daemon".to_owned(),
-        ));
+) -> Result<Tried<Delivery>, Failure> {
+    let Some(named) = output.path.to_str() else {
+        return Ok(Tried::unsuitable("the output path is not UTF-8 and cannot be named to the daemon"));
     };
-    let download = Download { output_path: Some(path.to_owned()), ..plan.download.clone() };
-    let mut leftover = Leftover::new(&output.path);
-    let mut answer = match ask(plan, daemon, download).await {
-        Ok(answer) => answer,
-        Err(status) => return unsuitable(plan, &status),
+    let download = Download { output_path: Some(named.to_owned()), ..plan.download.clone() };
+    let mut request = Request::new(DownloadTaskRequest { download: Some(download) });
+    handing::name_seen(&mut request, handing::directory_of(&output.path));
+    let tell = async |leftover: &mut Leftover<'_>| {
+        tell(plan, daemon, request, "path", ticker, |is_ours| leftover.answered(is_ours)).await
     };
-    leftover.armed = !answer.ours && !output.existed;
+    let has_other_ways = !plan.download.force_hard_link;
+    let tried = by_daemon::at_path(Ordered { output, named, has_other_ways }, tell, |told| told.bytes).await;
+    told(tried, daemon, "path", "").await
+}
+
+/// The daemon writes to the output that this process opened.
+async fn by_descriptor(
+    plan: &Plan,
+    output: &FileOutput,
+    daemon: &Daemon,
+    ticker: &mut Ticker,
+    reason: &str,
+) -> Result<Tried<Delivery>, Failure> {
+    let tell = async |token: &Token, _: &Part| {
+        let download = Download { overwrite: false, ..plan.download.clone() };
+        let mut request = Request::new(DownloadTaskRequest { download: Some(download) });
+        handing::name_token(&mut request, token);
+        tell(plan, daemon, request, "fd", ticker, |_| {}).await
+    };
+    let id = plan.task.as_str();
+    let tried = by_daemon::into_descriptor(output, id, daemon, tell, |told| told.bytes).await;
+    told(tried, daemon, "fd", reason).await
+}
+
+/// What the daemon told to the end.
+struct Told {
+    story: Story,
+    bytes: u64,
+}
+
+/// Has the daemon write the content and hears of it. `answered` learns whether the daemon is ours.
+async fn tell(
+    plan: &Plan,
+    daemon: &Daemon,
+    mut request: Request<DownloadTaskRequest>,
+    transfer: &str,
+    ticker: &mut Ticker,
+    answered: impl FnOnce(bool),
+) -> Result<Told, TellError> {
+    request.set_timeout(plan.timeout);
+    // The start lists every piece.
+    let mut client =
+        DfdaemonDownloadClient::new(daemon.channel.clone()).max_decoding_message_size(usize::MAX);
+    let answer = ticker.beside(client.download_task(request)).await.map_err(TellError::Call)?;
+    answered(endpoint::is_ours(answer.metadata()));
+    let mut stream = answer.into_inner();
     let mut story = Story::new(plan.range);
-    let mut length = 0;
-    loop {
-        let message = match ticker.beside(answer.stream.message()).await {
-            Ok(Some(message)) => message,
-            Ok(None) => break,
-            Err(status) => {
-                // Somebody else's file: Dragonfly's daemon found it there before it wrote anything.
-                leftover.armed &=
-                    !status.message().contains("already exist") && status.code() != Code::AlreadyExists;
-                return unsuitable(plan, &status);
-            }
-        };
-        match story.take(message)? {
+    let mut bytes = 0;
+    let failed = |why: StoryError| TellError::Failed(why.into());
+    while let Some(message) = ticker.beside(stream.message()).await.map_err(TellError::Call)? {
+        match story.take(message).map_err(failed)? {
             News::Started(range) => {
-                log_start(&story, "path");
-                length = range.length;
-                ticker.set_total(length);
+                log_start(&story, transfer);
+                bytes = range.length;
+                ticker.set_total(bytes);
             }
             News::Piece(piece) => {
                 log_piece(&piece);
@@ -122,38 +143,23 @@ async fn by_path(
             News::Repeated => {}
         }
     }
-    story.end()?;
-    leftover.armed = false;
-    match std::fs::metadata(&output.path) {
-        Ok(found) if found.len() == length => {}
-        Ok(found) => {
-            return Err(Failure::new(
-                TITLE,
-                Exit::Failure,
-                format!(
-                    "{path} has {} bytes instead of {}: something else writes to it, or the daemon sees another file of \
-                     this name; use --transfer-from-dfdaemon",
-                    found.len(),
-                    length
-                ),
-            ));
-        }
-        Err(why) => {
-            return Ok(ByDaemon::Unsuitable(format!(
-                "the daemon says that it wrote {path}, but here it cannot be seen ({why})"
-            )));
-        }
-    }
-    let transfer = Transfer { mode: "path".to_owned(), reason: String::new() };
-    Ok(ByDaemon::Done(delivery(length, story, daemon, transfer).await))
+    story.end().map_err(failed)?;
+    Ok(Told { story, bytes })
 }
 
-fn unsuitable(plan: &Plan, status: &Status) -> Result<ByDaemon, Failure> {
-    if Reason::of(status) == Some(Reason::Path) && !plan.download.force_hard_link {
-        let why = format!("the daemon does not write to this output itself ({})", status.message());
-        return Ok(ByDaemon::Unsuitable(why));
+async fn told(
+    tried: Result<Tried<Told>, TellError>,
+    daemon: &Daemon,
+    mode: &str,
+    reason: &str,
+) -> Result<Tried<Delivery>, Failure> {
+    match tried.map_err(|why| why.failure(|status| Failure::of_call(TITLE, status)))? {
+        Tried::Done(Told { story, bytes }) => {
+            let transfer = Transfer { mode: mode.to_owned(), reason: reason.to_owned() };
+            Ok(Tried::Done(delivery(bytes, story, daemon, transfer).await))
+        }
+        Tried::Unsuitable { why, unusual } => Ok(Tried::Unsuitable { why, unusual }),
     }
-    Err(Failure::of_call(TITLE, status))
 }
 
 pub(super) fn log_start(story: &Story, transfer: &str) {
