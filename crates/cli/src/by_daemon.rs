@@ -31,6 +31,41 @@ impl<T> Tried<T> {
     }
 }
 
+/// The ways that did not do, on the way to one that does.
+#[derive(Debug, Default)]
+pub(crate) struct Detour {
+    unusual: Vec<String>,
+    usual: Option<String>,
+}
+
+impl Detour {
+    /// A way did not do. `unusual` as in [`Tried::Unsuitable`].
+    pub(crate) fn add(&mut self, why: String, unusual: bool) {
+        if unusual {
+            self.unusual.push(why);
+        } else {
+            self.usual = Some(why);
+        }
+    }
+
+    /// Why another way was taken in the end; `None` where it was the first.
+    pub(crate) fn reason(&self) -> Option<String> {
+        if self.unusual.is_empty() { self.usual.clone() } else { Some(self.unusual.join("; ")) }
+    }
+
+    /// The warning for a user, with what is done instead; `None` where nothing is unusual.
+    pub(crate) fn warning(&self, program: &str, instead: &str) -> Option<String> {
+        (!self.unusual.is_empty()).then(|| format!("{program}: {}; {instead}", self.unusual.join("; ")))
+    }
+}
+
+/// What is done where others did not do.
+pub(crate) const BY_PATH: &str = "it opens the file itself instead (path)";
+/// See [`BY_PATH`].
+pub(crate) const BY_DESCRIPTOR: &str = "it gets the open file instead (fd)";
+/// See [`BY_PATH`].
+pub(crate) const BY_STREAM: &str = "taking the content through its socket instead (stream)";
+
 /// Why the daemon's story has no good end.
 #[derive(Debug)]
 pub(crate) enum TellError {

@@ -63,7 +63,8 @@ impl Ticker {
     }
 
     /// Prints a line to stderr in place of the bar, which is drawn anew below it.
-    pub(crate) fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: impl AsRef<str>) {
+        let text = text.as_ref();
         self.progress.note(text);
     }
 }

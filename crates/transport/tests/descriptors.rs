@@ -16,14 +16,14 @@ async fn travel(
     file: impl AsFd,
     direction: Direction,
 ) -> (Result<(), DescriptorError>, Result<File, DescriptorError>) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut listener = Listener::bind(BindOptions::new(dir.path().join("d.sock"))).unwrap();
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut listener = Listener::bind(BindOptions::new(dir.path().join("d.sock"))).expect("free");
     let path = listener.path().to_owned();
     let daemon = async {
         let connection = listener.accept().await;
         let Connection::Descriptor(mut stream) = connection else { panic!("{connection:?}") };
-        assert_eq!(stream.token().await.unwrap(), TOKEN);
-        stream.answer(Ok(())).await.unwrap();
+        assert_eq!(stream.token().await.expect("open"), TOKEN);
+        stream.answer(Ok(())).await.expect("open");
         let came = stream.descriptor(direction).await;
         let answer = came.as_ref().map(|_| ()).map_err(ToString::to_string);
         // A client that broke off hears nothing.
@@ -34,8 +34,8 @@ async fn travel(
 }
 
 fn refused(said: (Result<(), DescriptorError>, Result<File, DescriptorError>)) -> String {
-    let why = said.1.unwrap_err().to_string();
-    match said.0.unwrap_err() {
+    let why = said.1.expect_err("refused").to_string();
+    match said.0.expect_err("refused") {
         DescriptorError::Refused(reason) => assert_eq!(reason, why),
         other => panic!("{other:?}"),
     }

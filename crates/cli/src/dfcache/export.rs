@@ -19,7 +19,7 @@ use super::args::{Export, TransferMode};
 use super::known::refused;
 use super::settings::{ConflictError, Origin, Settings};
 use super::spelling::{self, Spelling, SpellingError};
-use crate::by_daemon::{self, Ordered, TellError, Tried};
+use crate::by_daemon::{self, BY_DESCRIPTOR, BY_PATH, BY_STREAM, Detour, Ordered, TellError, Tried};
 use crate::client::{Limits, print_json};
 use crate::endpoint::{self, Daemon};
 use crate::exit::Exit;
@@ -36,6 +36,7 @@ use crate::transfer::{Sources, Transfer};
 
 mod story;
 
+const PROGRAM: &str = "dfcache";
 const TITLE: &str = "Exporting Failed!";
 const READ: &str = "/dfdaemon.v2.DfdaemonDownload/ReadPersistentCacheTask";
 
@@ -127,8 +128,11 @@ impl Plan {
         })
     }
 
-    /// Why the first way is taken.
-    fn reason(&self) -> String {
+    /// Why a way is taken.
+    fn reason(&self, detour: &Detour) -> String {
+        if let Some(reason) = detour.reason() {
+            return reason;
+        }
         let mapped = self.spelling.as_ref().filter(|spelling| spelling.mapped.is_some());
         match (self.transfer, mapped) {
             (TransferMode::Auto | TransferMode::Path, Some(spelling)) => {
@@ -216,35 +220,30 @@ async fn export(plan: Arc<Plan>, daemon: Daemon, quiet: bool) -> Result<Delivery
         }
         Output::File(file) => file,
     };
-    let mut reason = plan.reason();
-    let mut ways = plan.ways().iter();
-    let mut way = ways.next().copied().unwrap_or(Way::Path);
-    loop {
+    let mut detour = Detour::default();
+    for (index, way) in plan.ways().iter().enumerate() {
         let tried = match way {
-            Way::Path => by_path(&plan, file, &daemon, &mut ticker, &reason).await?,
-            Way::Fd => by_descriptor(&plan, file, &daemon, &mut ticker, &reason).await?,
-            Way::Stream => match to_file(&plan, file, &daemon, &mut ticker, reason.clone()).await {
-                Ok(delivery) => Tried::Done(delivery),
-                Err(StreamError::Failed(failure)) => return Err(failure),
-                Err(unsupported) => Tried::unsuitable(unsupported),
-            },
+            Way::Path => by_path(&plan, file, &daemon, &mut ticker, &detour).await?,
+            Way::Fd => by_descriptor(&plan, file, &daemon, &mut ticker, &detour).await?,
+            Way::Stream => {
+                detour.warning(PROGRAM, BY_STREAM).iter().for_each(|text| ticker.note(text));
+                match to_file(&plan, file, &daemon, &mut ticker, plan.reason(&detour)).await {
+                    Ok(delivery) => Tried::Done(delivery),
+                    Err(StreamError::Failed(failure)) => return Err(failure),
+                    Err(unsupported) => Tried::unsuitable(unsupported),
+                }
+            }
         };
-        let (why, unusual) = match tried {
+        match tried {
             Tried::Done(delivery) => return Ok(delivery),
-            Tried::Unsuitable { why, unusual } => (why, unusual),
-        };
-        let Some(&next) = ways.next() else { return Err(Failure::new(TITLE, Exit::Failure, why)) };
-        let instead = match next {
-            Way::Path => "it opens the output itself instead (path)",
-            Way::Fd => "it gets the open output instead (fd)",
-            Way::Stream => "taking the content through its socket instead (stream)",
-        };
-        if unusual || plan.transfer == TransferMode::Fd {
-            ticker.note(&format!("dfcache: {why}; {instead}"));
+            // Who asks for one way hears why it is another.
+            Tried::Unsuitable { why, unusual } => {
+                detour.add(why, unusual || (index == 0 && plan.transfer == TransferMode::Fd));
+            }
         }
         ticker.reset();
-        (way, reason) = (next, why);
     }
+    Err(Failure::new(TITLE, Exit::Failure, detour.reason().unwrap_or_default()))
 }
 
 /// Why a stream delivered nothing.
@@ -344,7 +343,7 @@ async fn by_path(
     output: &FileOutput,
     daemon: &Daemon,
     ticker: &mut Ticker,
-    reason: &str,
+    detour: &Detour,
 ) -> Result<Tried<Delivery>, Failure> {
     let path = plan.spelling.as_ref().map_or(output.path.as_path(), |spelling| spelling.path.as_path());
     let Some(named) = path.to_str() else {
@@ -357,12 +356,13 @@ async fn by_path(
         ..plan.request()
     });
     handing::name_seen(&mut request, handing::directory_of(&output.path));
+    detour.warning(PROGRAM, BY_PATH).iter().for_each(|text| ticker.note(text));
     let has_other_ways = plan.transfer == TransferMode::Auto;
     let tell = async |leftover: &mut Leftover<'_>| {
         story::tell(plan, daemon, request, "path", ticker, |is_ours| leftover.answered(is_ours)).await
     };
     let tried = by_daemon::at_path(Ordered { output, named, has_other_ways }, tell, |story| story.came).await;
-    told(plan, tried, daemon, "path", reason).await
+    told(plan, tried, daemon, "path", plan.reason(detour)).await
 }
 
 /// The daemon writes to the output that this process opened.
@@ -371,15 +371,16 @@ async fn by_descriptor(
     output: &FileOutput,
     daemon: &Daemon,
     ticker: &mut Ticker,
-    reason: &str,
+    detour: &Detour,
 ) -> Result<Tried<Delivery>, Failure> {
     let tell = async |token: &Token, _: &Part| {
+        detour.warning(PROGRAM, BY_DESCRIPTOR).iter().for_each(|text| ticker.note(text));
         let mut request = Request::new(plan.request());
         handing::name_token(&mut request, token);
         story::tell(plan, daemon, request, "fd", ticker, |_| {}).await
     };
     let tried = by_daemon::into_descriptor(output, &plan.id, daemon, tell, |story| story.came).await;
-    told(plan, tried, daemon, "fd", reason).await
+    told(plan, tried, daemon, "fd", plan.reason(detour)).await
 }
 
 async fn told(
@@ -387,7 +388,7 @@ async fn told(
     tried: Result<Tried<Story>, TellError>,
     daemon: &Daemon,
     mode: &str,
-    reason: &str,
+    reason: String,
 ) -> Result<Tried<Delivery>, Failure> {
     match tried.map_err(|why| why.failure(|status| plan.refused(status)))? {
         Tried::Done(story) => Ok(Tried::Done(delivery(plan, story, daemon, mode, reason).await)),
@@ -396,11 +397,11 @@ async fn told(
 }
 
 /// What was delivered, in the daemon's own numbers where it keeps a receipt, else by the piece reports.
-async fn delivery(plan: &Plan, story: Story, daemon: &Daemon, mode: &str, reason: &str) -> Delivery {
+async fn delivery(plan: &Plan, story: Story, daemon: &Daemon, mode: &str, reason: String) -> Delivery {
     let receipt = receipt::ask(&daemon.channel, &story.peer_id).await;
     let reason = match &receipt {
         Some(receipt) if reason.is_empty() => receipt.transfer_reason.clone(),
-        _ => reason.to_owned(),
+        _ => reason,
     };
     Delivery {
         task_id: plan.id.clone(),

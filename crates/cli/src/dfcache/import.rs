@@ -20,7 +20,7 @@ use super::settings::{ConflictError, Origin, Settings};
 use super::source::{CHUNK, Source, SourceError};
 use super::spelling::{self, Spelling, SpellingError};
 use super::upload::{self, By};
-use crate::by_daemon::Tried;
+use crate::by_daemon::{BY_DESCRIPTOR, BY_PATH, BY_STREAM, Detour, Tried};
 use crate::client::{Limits, print_json};
 use crate::endpoint::{self, Daemon};
 use crate::exit::Exit;
@@ -30,6 +30,7 @@ use crate::progress::Progress;
 use crate::ticker::Ticker;
 use crate::transfer::Transfer;
 
+const PROGRAM: &str = "dfcache";
 pub(super) const TITLE: &str = "Importing Failed!";
 /// How long a cluster keeps content, as Dragonfly's schedulers take it.
 const TTL: std::ops::RangeInclusive<Duration> =
@@ -192,8 +193,11 @@ impl Plan {
         }
     }
 
-    /// Why the first way is taken.
-    fn reason(&self) -> String {
+    /// Why a way is taken.
+    fn reason(&self, detour: &Detour) -> String {
+        if let Some(reason) = detour.reason() {
+            return reason;
+        }
         let mapped = self.spelling.as_ref().filter(|spelling| spelling.mapped.is_some());
         match (&self.transfer_asked, mapped, self.ways()[0]) {
             (Some(by), ..) if self.transfer != TransferMode::Auto => format!("as asked ({by})"),
@@ -263,32 +267,24 @@ enum Way {
 }
 
 async fn import(plan: Arc<Plan>, daemon: Daemon, quiet: bool) -> Result<Imported, Failure> {
-    let mut reason = plan.reason();
-    let mut ways = plan.ways().iter();
-    let mut way = ways.next().copied().unwrap_or(Way::Stream);
-    loop {
-        let (why, unusual) = match way.attempt(&plan, &daemon, quiet, &reason).await? {
-            Tried::Done(imported) => return Ok(imported),
-            Tried::Unsuitable { why, unusual } => (why, unusual),
-        };
-        let Some(&next) = ways.next() else { return Err(Failure::new(TITLE, Exit::Failure, why)) };
-        let instead = match next {
-            Way::Path if plan.not_by_path().is_some() => {
-                let help = plan.not_by_path().unwrap_or_default();
-                let text = format!(
-                    "{why}: it needs Damselfly's dfdaemon of this version; {help}, or use such a daemon"
-                );
-                return Err(Failure::new(TITLE, Exit::Failure, text));
-            }
-            Way::Path => "it opens the file itself instead (path)",
-            Way::Fd => "it gets the open file instead (fd)",
-            Way::Stream => "it gets the content through its socket instead (stream)",
-        };
-        if unusual || plan.transfer == TransferMode::Fd {
-            Progress::new("", quiet).note(&format!("dfcache: {why}; {instead}"));
+    let mut detour = Detour::default();
+    for (index, way) in plan.ways().iter().enumerate() {
+        if *way == Way::Path && plan.not_by_path().is_some() {
+            break;
         }
-        (way, reason) = (next, why);
+        match way.attempt(&plan, &daemon, quiet, &detour).await? {
+            Tried::Done(imported) => return Ok(imported),
+            // Who asks for one way hears why it is another.
+            Tried::Unsuitable { why, unusual } => {
+                detour.add(why, unusual || (index == 0 && plan.transfer == TransferMode::Fd));
+            }
+        }
     }
+    let mut text = detour.reason().unwrap_or_default();
+    if let Some(help) = plan.not_by_path() {
+        text = format!("{text}: it needs Damselfly's dfdaemon of this version; {help}, or use such a daemon");
+    }
+    Err(Failure::new(TITLE, Exit::Failure, text))
 }
 
 impl Way {
@@ -297,21 +293,21 @@ impl Way {
         plan: &Plan,
         daemon: &Daemon,
         quiet: bool,
-        reason: &str,
+        detour: &Detour,
     ) -> Result<Tried<Imported>, Failure> {
         let (by, mode) = match self {
-            Way::Path => return by_path(plan, daemon, quiet, reason.to_owned()).await,
-            Way::Fd => (By::Descriptor, "fd"),
-            Way::Stream => (By::Chunks, "stream"),
+            Way::Path => return by_path(plan, daemon, quiet, detour).await,
+            Way::Fd => (By::Descriptor(detour.warning(PROGRAM, BY_DESCRIPTOR)), "fd"),
+            Way::Stream => (By::Chunks(detour.warning(PROGRAM, BY_STREAM)), "stream"),
         };
         let mut ticker = Ticker::new(Progress::new(&plan.source.name, quiet));
-        match upload::run(plan, daemon, by, &mut ticker).await {
+        match upload::run(plan, daemon, &by, &mut ticker).await {
             Ok(uploaded) => Ok(Tried::Done(Imported {
                 task_id: uploaded.response.task_id,
                 task: uploaded.response.task,
                 bytes: uploaded.bytes,
                 resumed_at: uploaded.resumed_at,
-                transfer: Transfer { mode: mode.to_owned(), reason: reason.to_owned() },
+                transfer: Transfer { mode: mode.to_owned(), reason: plan.reason(detour) },
             })),
             Err(upload::UploadError::Unsupported(status)) => {
                 let why = format!("this daemon takes no streams ({})", status.message());
@@ -327,7 +323,7 @@ async fn by_path(
     plan: &Plan,
     daemon: &Daemon,
     quiet: bool,
-    reason: String,
+    detour: &Detour,
 ) -> Result<Tried<Imported>, Failure> {
     let Some(spelling) = &plan.spelling else {
         return Ok(Tried::unsuitable("a pipe has no path"));
@@ -354,6 +350,7 @@ async fn by_path(
     request.set_timeout(plan.timeout);
     let mut ticker = Ticker::new(Progress::waiting(&format!("Importing {}...", plan.source.name), quiet));
     let mut client = DfdaemonDownloadClient::new(daemon.channel.clone());
+    detour.warning(PROGRAM, BY_PATH).iter().for_each(|text| ticker.note(text));
     let answer = ticker.beside(client.upload_persistent_cache_task(request)).await;
     drop(ticker);
     let task = match answer {
@@ -369,7 +366,7 @@ async fn by_path(
         bytes: plan.source.length().unwrap_or(task.content_length),
         task: Some(task),
         resumed_at: 0,
-        transfer: Transfer { mode: "path".to_owned(), reason },
+        transfer: Transfer { mode: "path".to_owned(), reason: plan.reason(detour) },
     }))
 }
 

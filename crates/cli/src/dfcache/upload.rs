@@ -56,13 +56,13 @@ pub(super) enum UploadError {
     Failed(#[from] Failure),
 }
 
-/// How the content comes to the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the content comes to the daemon, and what the user should know of it first.
+#[derive(Debug)]
 pub(super) enum By {
     /// In messages.
-    Chunks,
+    Chunks(Option<String>),
     /// The daemon reads the open file.
-    Descriptor,
+    Descriptor(Option<String>),
 }
 
 /// Why one stream ended without an import.
@@ -115,18 +115,21 @@ impl StreamError {
 pub(super) async fn run(
     plan: &Plan,
     daemon: &Daemon,
-    by: By,
+    by: &By,
     ticker: &mut Ticker,
 ) -> Result<Uploaded, UploadError> {
     let upload_id = plan.upload_id();
     let mut retries = 0;
     let mut first = None;
+    if let By::Chunks(Some(warning)) = by {
+        ticker.note(warning);
+    }
     loop {
         let sent = async {
             let offset = ticker.beside(verified(plan, daemon, &upload_id)).await?;
             let resumed_at = *first.get_or_insert(offset);
             if offset > 0 {
-                ticker.note(&format!("dfcache: going on at {}", units::bytes(offset)));
+                ticker.note(format!("dfcache: going on at {}", units::bytes(offset)));
             }
             info!(offset, upload_id, "upload starts");
             let (response, bytes) =
@@ -141,7 +144,7 @@ pub(super) async fn run(
             return Err(given_up(plan, error));
         };
         let wait = BACKOFF * 2_u32.pow(retries);
-        ticker.note(&format!("dfcache: the connection to the daemon broke ({})", root_cause(status)));
+        ticker.note(format!("dfcache: the connection to the daemon broke ({})", root_cause(status)));
         ticker.beside(tokio::time::sleep(wait)).await;
         retries += 1;
     }
@@ -179,16 +182,17 @@ async fn verified(plan: &Plan, daemon: &Daemon, upload_id: &str) -> Result<u64, 
 async fn write(
     plan: &Plan,
     daemon: &Daemon,
-    by: By,
+    by: &By,
     started: WritePersistentCacheTaskStarted,
     ticker: &mut Ticker,
 ) -> Result<(WritePersistentCacheTaskResponse, u64), StreamError> {
     let (to, from) = mpsc::channel(1);
     let mut request = Request::new(ReceiverStream::new(from));
     request.set_timeout(plan.timeout);
-    if by == By::Descriptor {
+    if let By::Descriptor(warning) = by {
         let token = handing::hand_over(daemon, plan.source.file(), Direction::FromClient).await?;
         handing::name_token(&mut request, &token);
+        warning.iter().for_each(|warning| ticker.note(warning));
     }
     let mut client = DfdaemonDownloadClient::new(daemon.channel.clone());
     let call = client.write_persistent_cache_task(request);
@@ -210,7 +214,7 @@ async fn write(
 /// says why.
 async fn pour(
     plan: &Plan,
-    by: By,
+    by: &By,
     started: WritePersistentCacheTaskStarted,
     to: mpsc::Sender<WritePersistentCacheTaskRequest>,
     ticker: &mut Ticker,
@@ -232,7 +236,7 @@ async fn pour(
         return Ok(at);
     }
     let finished = || send(Part::Finished(WritePersistentCacheTaskFinished { digest: None }));
-    if by == By::Descriptor {
+    if matches!(by, By::Descriptor(_)) {
         ticker.watch(plan.source.file());
         finished().await?;
         return Ok(plan.source.length().unwrap_or(at));

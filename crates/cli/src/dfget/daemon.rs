@@ -12,7 +12,7 @@ use tracing::{debug, info};
 use super::plan::Plan;
 use super::socket;
 use super::story::{News, Story, StoryError};
-use crate::by_daemon::{self, Ordered, TellError, Tried};
+use crate::by_daemon::{self, BY_DESCRIPTOR, BY_STREAM, Detour, Ordered, TellError, Tried};
 use crate::endpoint::{self, At, Daemon};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -23,6 +23,7 @@ use crate::receipt::{self, Delivery};
 use crate::ticker::Ticker;
 use crate::transfer::{Sources, Transfer};
 
+const PROGRAM: &str = "dfget";
 pub(super) const TITLE: &str = "Downloading Failed!";
 impl From<StoryError> for Failure {
     fn from(error: StoryError) -> Self {
@@ -40,28 +41,27 @@ pub(super) async fn run(plan: &Plan, daemon: &Daemon, ticker: &mut Ticker) -> Re
         Output::File(output) => output,
     };
     let here = matches!(daemon.at, At::Here(_));
-    let reason = if plan.through_socket && !here {
-        "as asked".to_owned()
-    } else if plan.range != RangeSpec::Whole && !here {
+    if plan.through_socket && !here {
+        return socket::to_file(plan, output, daemon, ticker, "as asked".to_owned()).await;
+    }
+    if plan.range != RangeSpec::Whole && !here {
         // A daemon of Dragonfly's leaves the whole content's file, with holes.
-        "a range is written by dfget".to_owned()
-    } else {
-        let why = match by_path(plan, output, daemon, ticker).await? {
-            Tried::Done(delivery) => return Ok(delivery),
-            Tried::Unsuitable { why, .. } => why,
-        };
-        ticker.reset();
-        match by_descriptor(plan, output, daemon, ticker, &why).await? {
-            Tried::Done(delivery) => return Ok(delivery),
-            Tried::Unsuitable { why: other, unusual } => {
-                let other = if unusual { format!("; {other}") } else { String::new() };
-                ticker.note(&format!("dfget: {why}{other}; taking the content through its socket instead"));
-                ticker.reset();
-                why
-            }
-        }
-    };
-    socket::to_file(plan, output, daemon, ticker, reason).await
+        let reason = "a range is written by dfget".to_owned();
+        return socket::to_file(plan, output, daemon, ticker, reason).await;
+    }
+    let mut detour = Detour::default();
+    match Box::pin(by_path(plan, output, daemon, ticker)).await? {
+        Tried::Done(delivery) => return Ok(delivery),
+        Tried::Unsuitable { why, unusual } => detour.add(why, unusual),
+    }
+    ticker.reset();
+    match Box::pin(by_descriptor(plan, output, daemon, ticker, &detour)).await? {
+        Tried::Done(delivery) => return Ok(delivery),
+        Tried::Unsuitable { why, unusual } => detour.add(why, unusual),
+    }
+    ticker.reset();
+    detour.warning(PROGRAM, BY_STREAM).iter().for_each(|text| ticker.note(text));
+    socket::to_file(plan, output, daemon, ticker, detour.reason().unwrap_or_default()).await
 }
 
 /// The daemon opens the output.
@@ -82,7 +82,7 @@ async fn by_path(
     };
     let has_other_ways = !plan.download.force_hard_link;
     let tried = by_daemon::at_path(Ordered { output, named, has_other_ways }, tell, |told| told.bytes).await;
-    told(tried, daemon, "path", "").await
+    told(tried, daemon, "path", String::new()).await
 }
 
 /// The daemon writes to the output that this process opened.
@@ -91,9 +91,10 @@ async fn by_descriptor(
     output: &FileOutput,
     daemon: &Daemon,
     ticker: &mut Ticker,
-    reason: &str,
+    detour: &Detour,
 ) -> Result<Tried<Delivery>, Failure> {
     let tell = async |token: &Token, _: &Part| {
+        detour.warning(PROGRAM, BY_DESCRIPTOR).iter().for_each(|text| ticker.note(text));
         let download = Download { overwrite: false, ..plan.download.clone() };
         let mut request = Request::new(DownloadTaskRequest { download: Some(download) });
         handing::name_token(&mut request, token);
@@ -101,7 +102,7 @@ async fn by_descriptor(
     };
     let id = plan.task.as_str();
     let tried = by_daemon::into_descriptor(output, id, daemon, tell, |told| told.bytes).await;
-    told(tried, daemon, "fd", reason).await
+    told(tried, daemon, "fd", detour.reason().unwrap_or_default()).await
 }
 
 /// What the daemon told to the end.
@@ -151,11 +152,11 @@ async fn told(
     tried: Result<Tried<Told>, TellError>,
     daemon: &Daemon,
     mode: &str,
-    reason: &str,
+    reason: String,
 ) -> Result<Tried<Delivery>, Failure> {
     match tried.map_err(|why| why.failure(|status| Failure::of_call(TITLE, status)))? {
         Tried::Done(Told { story, bytes }) => {
-            let transfer = Transfer { mode: mode.to_owned(), reason: reason.to_owned() };
+            let transfer = Transfer { mode: mode.to_owned(), reason };
             Ok(Tried::Done(delivery(bytes, story, daemon, transfer).await))
         }
         Tried::Unsuitable { why, unusual } => Ok(Tried::Unsuitable { why, unusual }),

@@ -62,7 +62,7 @@ async fn a_file_is_imported_byte_for_byte() {
         "{ended:?}"
     );
     assert!(
-        ended.stderr.contains("through the daemon's socket (stream): the daemon takes streams"),
+        ended.stderr.contains("through the daemon's socket (stream): this daemon takes no open files"),
         "{ended:?}"
     );
     assert!(fake.script.cache.upload() == content);

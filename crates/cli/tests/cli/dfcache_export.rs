@@ -169,7 +169,12 @@ async fn where_the_daemon_may_not_write_the_content_comes_over_its_socket() {
     let ended = to_file(&fake, &[]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(fs::read(fake.output("f")).unwrap(), CONTENT);
-    assert!(ended.stderr.contains("taking the content through its socket instead"), "{ended:?}");
+    assert!(
+        ended
+            .stderr
+            .contains("dfcache: the daemon does not open this output itself (the daemon cannot see it")
+    );
+    assert!(ended.stderr.contains("; taking the content through its socket instead (stream)\n"), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

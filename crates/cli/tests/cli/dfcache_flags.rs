@@ -115,6 +115,7 @@ fn defaults_are_dragonflys() {
         ("import --timeout", "30m"),
         ("import --piece-length", "-"),
         ("import --transfer", "auto"),
+        ("import --path-mapping", ""),
         ("import --content-id", "sha256"),
         ("import --ack", "1"),
         ("import --log-level", "info"),
@@ -174,10 +175,10 @@ fn a_wrong_file_is_refused_and_an_unknown_key_is_not() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("c.yaml");
     let path = file.to_str().unwrap();
-    fs::write(&file, "client:\n  transfer: fd\n").unwrap();
+    fs::write(&file, "client:\n  transfer: pigeon\n").unwrap();
     let (code, stdout, _) = run(&["stat", ID, "--config", path]);
     assert_eq!(code, 1);
-    let text = format!("{path}:2:13: client.transfer is \"fd\": expected auto, path or stream");
+    let text = format!("{path}:2:13: client.transfer is \"pigeon\": expected auto, fd, path or stream");
     assert!(stdout.starts_with("Stating Failed!\n") && stdout.contains(&text), "{stdout}");
     fs::write(&file, "client:\n  colour: red\n").unwrap();
     let (code, _, stderr) = run(&["config", "--config", path]);
@@ -216,6 +217,30 @@ fn what_contradicts_itself_is_named() {
     refused(&["export", ID, "-O", "-", "--force-hard-link"], &[], &["--force-hard-link", "-O -"]);
     refused(&["import", "-", "--transfer", "path"], &[], &["--transfer path", "stdin"]);
     refused(&["import", "/dev/null", "--transfer", "path"], &[], &["--transfer path", "/dev/null is a pipe"]);
+    let mapping = ["--path-mapping", "/data:/h"];
+    let import = [&["import", "x"], &mapping[..]].concat();
+    refused(&[&import[..], &["--transfer=fd"]].concat(), &[], &["--transfer fd", "--path-mapping"]);
+    refused(&[&import[..], &["--stream-mode"]].concat(), &[], &["--stream-mode", "--path-mapping"]);
+    refused(
+        &import,
+        &[("DFCACHE_IMPORT_TRANSFER", "stream")],
+        &["DFCACHE_IMPORT_TRANSFER stream", "--path-mapping"],
+    );
+    refused(&[&["import", "-"], &mapping[..]].concat(), &[], &["--path-mapping", "stdin"]);
+    refused(&[&["export", ID, "-O", "-"], &mapping[..]].concat(), &[], &["--path-mapping", "-O -"]);
+    refused(&[&output[..], &mapping].concat(), &[], &["/tmp/absent", "--path-mapping /data:/h"]);
+    refused(
+        &["import", "/etc/hostname", "--path-mapping", "/data:/h"],
+        &[],
+        &["/etc/hostname", "--path-mapping /data:/h"],
+    );
+    refused(&["import", "-", "--transfer", "fd"], &[], &["--transfer fd", "stdin"]);
+    refused(
+        &[&output[..], &["--transfer=fd", "--force-hard-link"]].concat(),
+        &[],
+        &["--transfer fd", "--force-hard-link"],
+    );
+    refused(&["import", "x", "--transfer", "fd", "--stream-mode"], &[], &["--transfer fd", "--stream-mode"]);
     refused(&["import", "x", "--ack", "3"], &[], &["--ack 3", "--persistent-replica-count 2"]);
     refused(&["import", "x", "--ack", "2", "--transfer=path"], &[], &["--ack 2", "--transfer path"]);
     let two = [("DFCACHE_IMPORT_STREAM_MODE", "1"), ("DFCACHE_IMPORT_TRANSFER", "path")];
@@ -243,7 +268,8 @@ fn wrong_usage_ends_with_2() {
         &["import"][..],
         &["export", ID],
         &["export", "-O", "x"],
-        &["import", "x", "--transfer", "fd"],
+        &["import", "x", "--transfer", "pigeon"],
+        &["import", "x", "--path-mapping", "/data"],
         &["import", "x", "--content-id", "md5"],
         &["import", "x", "--ack", "0"],
         &["import", "x", "--ttl", "soon"],

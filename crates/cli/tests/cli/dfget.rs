@@ -205,9 +205,7 @@ async fn a_daemon_that_may_not_write_sends_the_content() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(fs::read(fake.output("f")).unwrap(), CONTENT);
     assert!(
-        ended
-            .stderr
-            .contains("dfget: the daemon does not write to this output itself (another mount namespace")
+        ended.stderr.contains("dfget: the daemon does not open this output itself (another mount namespace")
     );
     assert!(ended.stderr.contains("through the daemon's socket (stream)"), "{ended:?}");
 

@@ -14,6 +14,7 @@ mod fake;
 mod flags;
 mod interrupted;
 mod killed;
+mod modes;
 mod newcomer;
 mod node;
 mod paused;

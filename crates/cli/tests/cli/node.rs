@@ -139,6 +139,24 @@ impl Node {
         serde_json::from_str(&ended.stdout).unwrap()
     }
 
+    /// dfcache, not started.
+    pub(crate) fn cache_command(&self, arguments: &[&str]) -> Command {
+        self.command(env!("CARGO_BIN_EXE_dfcache"), arguments)
+    }
+
+    /// Runs dfcache.
+    pub(crate) async fn dfcache(&self, arguments: &[&str]) -> Ended {
+        run(self.cache_command(arguments)).await
+    }
+
+    /// What dfcache, which must succeed, writes to stdout.
+    pub(crate) async fn dfcache_bytes(&self, arguments: &[&str]) -> Vec<u8> {
+        let output = self.cache_command(arguments).output();
+        let output = tokio::time::timeout(PATIENCE, output).await.expect("the program ends").unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    }
+
     /// Runs dfctl.
     pub(crate) async fn dfctl(&self, arguments: &[&str]) -> Ended {
         run(self.command(env!("CARGO_BIN_EXE_dfctl"), arguments)).await

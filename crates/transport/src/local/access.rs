@@ -221,8 +221,7 @@ impl Base {
 
 fn refuse_kernels_own(file: &OwnedFd, path: &Path) -> Result<(), PathError> {
     // Some have the top bit of 32, which the type may sign-extend.
-    let magic =
-        |stat: rustix::fs::StatFs| u64::from_ne_bytes(i64::from(stat.f_type).to_ne_bytes()) & 0xffff_ffff;
+    let magic = |stat: rustix::fs::StatFs| u64::from_ne_bytes(stat.f_type.to_ne_bytes()) & 0xffff_ffff;
     if rustix::fs::fstatfs(file).is_ok_and(|stat| KERNELS_OWN.contains(&magic(stat))) {
         return Err(PathError::NotAFile {
             path: path.to_owned(),

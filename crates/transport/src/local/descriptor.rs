@@ -83,11 +83,11 @@ impl LocalStream {
     pub async fn answer(&mut self, answer: Result<(), String>) -> Result<(), DescriptorError> {
         let bytes = match answer {
             Ok(()) => vec![0],
-            Err(mut reason) => {
-                reason.truncate(reason.floor_char_boundary(REASON));
+            Err(reason) => {
+                let reason = &reason.as_bytes()[..reason.len().min(REASON)];
                 // REASON fits.
                 let length = u16::try_from(reason.len()).unwrap_or_default();
-                [&[1], length.to_be_bytes().as_slice(), reason.as_bytes()].concat()
+                [&[1], length.to_be_bytes().as_slice(), reason].concat()
             }
         };
         Ok(in_time(self.write_all(&bytes)).await?)
