@@ -3,21 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![cfg(feature = "privileged")]
 
-use std::fs::Permissions;
 use std::net::IpAddr;
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
-use damselfly_actors::request;
-use damselfly_api::common::v2::Download;
 use damselfly_benches::netlab::Netlab;
 use damselfly_benches::place::Place;
-use damselfly_core::{ByteRange, Kind, TaskId, TaskKey};
 use damselfly_tests::OriginServer;
-use damselfly_tests::swarm::{self, Host, Setup};
-use damselfly_transport::local::Caller;
+use damselfly_tests::swarm::{Host, Setup};
 use tokio::runtime::Builder;
 use tonic::Code;
 
@@ -118,48 +111,4 @@ async fn pieces_of_one_far_parent_share_eight_connections() {
     parent.stop().await;
     drop(origin);
     beside.shutdown_background();
-}
-
-/// Root in a container often has no power over others' files, and gets none through a daemon that has.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_powerless_caller_with_the_daemons_uid_does_not_borrow_its_power() {
-    let dir = tempfile::TempDir::new().unwrap();
-    let origin = OriginServer::start().await.unwrap();
-    let setup = Setup { name: "powerful".to_owned(), ..Setup::default() };
-    let mut host = Host::start(dir.path(), setup).await.unwrap();
-    let blob = origin.blob(1 << 20, 1);
-    let told = host.download(swarm::download(&blob.url)).await.unwrap();
-    let engine = Arc::clone(host.daemon().engine());
-    let id = TaskId::parse(&told.task_id).unwrap();
-    let content = engine.store.get(&TaskKey { kind: Kind::Standard, id }).unwrap();
-
-    // In a sticky directory only its owner, a file's owner and the powerful may replace the file.
-    let sticky = dir.path().join("sticky");
-    std::fs::create_dir(&sticky).unwrap();
-    let file = sticky.join("theirs");
-    std::fs::write(&file, "theirs").unwrap();
-    std::fs::set_permissions(&sticky, Permissions::from_mode(0o1777)).unwrap();
-    [&sticky, &file].into_iter().for_each(|path| chown(path, Some(4711), Some(4711)).unwrap());
-    let output_path = Some(file.display().to_string());
-    let download = Download { output_path, overwrite: true, ..Download::default() };
-    let mut powerless = Caller::foreign(0, 0);
-    powerless.native = true;
-    let caller = Arc::new(powerless);
-    for range in [None, Some(ByteRange { start: 0, length: 10 })] {
-        let output = request::output(&engine, &caller, &download).await.unwrap().unwrap();
-        let status = output.publish(&content, range).await.unwrap_err();
-        assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
-        assert_eq!(std::fs::read(&file).unwrap(), b"theirs");
-        // What a part leaves behind is removed by a thread that nobody waits for.
-        assert!(
-            range.is_some() || std::fs::read_dir(&sticky).unwrap().count() == 1,
-            "nothing is left behind"
-        );
-    }
-    let caller = Arc::new(Caller::this_process());
-    let output = request::output(&engine, &caller, &download).await.unwrap().unwrap();
-    output.publish(&content, None).await.unwrap();
-    blob.pattern.check_file(&file).unwrap();
-    drop(content);
-    host.stop().await;
 }
