@@ -32,9 +32,8 @@ impl Unit {
         self.0.iter().filter(|(section, ..)| section == "Service").map(|(_, name, value)| (&**name, &**value))
     }
 
-    /// Directives that keep a daemon from opening paths for its callers: those by which systemd gives the service a mount
-    /// namespace of its own (systemd.exec(5); some only where the service has a root directory or a dynamic user, which
-    /// are named themselves), and those that take openat2 away.
+    /// Directives that keep a daemon from opening paths for its callers: those by which systemd, in one version or
+    /// another, gives the service a mount namespace of its own (systemd.exec(5)), and the one that takes openat2 away.
     #[must_use]
     pub fn against_paths(&self) -> Vec<&str> {
         const NAMES: [&str; 21] = [
@@ -44,13 +43,13 @@ impl Unit {
             "ExecPaths",
             "ExtensionDirectories",
             "ExtensionImages",
-            "InaccessiblePaths",
             "IPCNamespacePath",
-            "JoinsNamespaceOf",
+            "InaccessiblePaths",
             "LogNamespace",
             "MountAPIVFS",
             "MountFlags",
             "MountImages",
+            "NetworkNamespacePath",
             "NoExecPaths",
             "ProcSubset",
             "ReadOnlyPaths",

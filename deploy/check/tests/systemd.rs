@@ -76,6 +76,19 @@ fn programs_take_their_commands() {
 }
 
 #[test]
+fn programs_take_the_variables_of_the_readme() {
+    let readme = fs::read_to_string(deploy().join("README.md")).unwrap();
+    for (program, prefix) in [("dfdaemon", "DFDAEMON_"), ("dfscheduler", "DFSCHEDULER_")] {
+        let lines = readme.lines().filter(|line| line.starts_with(prefix));
+        let variables: Vec<_> = lines.filter_map(|line| line.split_once('=')).collect();
+        assert!(!variables.is_empty(), "{prefix}");
+        let variables: Vec<_> =
+            variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Program::read(&[program.to_owned()], &variables).unwrap_or_else(|why| panic!("{program}: {why}"));
+    }
+}
+
+#[test]
 fn the_daemon_can_open_paths() {
     let daemon = text("dfdaemon.service");
     assert_eq!(Unit::read(&daemon).against_paths(), [""; 0]);
