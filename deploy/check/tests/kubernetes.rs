@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 const DAEMON: &str = "dfdaemon.yaml";
 /// Those with a container that imports.
-const CLIENTS: [&str; 1] = ["import-socket.yaml"];
+const CLIENTS: [&str; 2] = ["import-socket.yaml", "import-path-mapping.yaml"];
 /// What a pod finds in place of its own or its node's address.
 const ADDRESS: &str = "192.0.2.7";
 
@@ -312,4 +312,21 @@ fn an_import_over_the_socket_needs_nothing_else() {
     let directory = import.path.parent().and_then(Path::to_str).unwrap();
     let data = volume_at(&pod, &client, directory).expect("mounted");
     assert!(data.empty_dir.is_some(), "a file that no daemon can see");
+}
+
+#[test]
+fn a_mapped_path_is_one_that_the_daemon_may_open() {
+    let import = import("import-path-mapping.yaml");
+    assert_eq!(import.transfer, Some(TransferMode::Path));
+    let (pod, client) = pod_of("import-path-mapping.yaml", "import");
+    let line = client.command.clone().unwrap();
+    let mapping = line.windows(2).find(|words| words[0] == "--path-mapping").map(|words| &words[1]);
+    let (here, there) = mapping.and_then(|pair| pair.split_once(':')).expect("one pair");
+    assert!(import.path.starts_with(here), "{} is not mapped", import.path.display());
+    assert_eq!(host_path(&pod, &client, here), there);
+
+    let (pod, daemon) = pod_of(DAEMON, "dfdaemon");
+    assert_eq!(host_path(&pod, &daemon, there), there);
+    let roots = configuration(&objects(DAEMON)).config.download.path_roots;
+    assert!(roots.iter().any(|root| Path::new(there).starts_with(root)), "{there} is not beneath {roots:?}");
 }
