@@ -32,6 +32,10 @@ const LEAVE: Duration = Duration::from_secs(5);
 /// How long the actors may take to stop.
 const STOP: Duration = Duration::from_secs(15);
 
+/// How long [`Daemon::shutdown`] with [`GRACE`] may take, flushing the store aside: whoever runs daemons as a service must
+/// allow more before killing one.
+pub const LONGEST_END: Duration = LEAVE.saturating_add(GRACE).saturating_add(STOP);
+
 /// Why a daemon does not start.
 #[derive(Debug, Error)]
 pub enum StartError {
