@@ -87,6 +87,7 @@ async fn attempt(args: &Args) -> Result<String, Failure> {
     let channel = endpoint::connect(settings.endpoint.value.as_deref()).await?.channel;
     match &args.command {
         Command::Stat(stat) => known::stat(channel, title, &stat.id, args.json).await,
+        Command::Ls(ls) if ls.cluster => known::list_cluster(channel, title, args.json).await,
         Command::Ls(_) => known::list(channel, title, args.json).await,
         Command::Rm(rm) => known::remove(channel, title, &rm.id, args.json).await,
         // Done above.

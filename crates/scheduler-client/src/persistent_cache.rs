@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use damselfly_api::common::v2::PersistentCacheTask;
+use damselfly_api::damselfly::v1::ListPersistentCacheTasksRequest;
 use damselfly_api::scheduler::v2::{
     DeletePersistentCacheTaskRequest, StatPersistentCacheTaskRequest, UploadPersistentCacheTaskFailedRequest,
     UploadPersistentCacheTaskFinishedRequest, UploadPersistentCacheTaskStartedRequest,
 };
 use damselfly_core::TaskId;
-use tonic::Request;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Status};
 
 use crate::channel::ANSWER;
 use crate::handle::{outcome, timed, unary};
@@ -29,6 +31,22 @@ impl SchedulerHandle {
         let mut client = self.member.control_client();
         let call = client.stat_persistent_cache_task(timed(request));
         unary("StatPersistentCacheTask", self.address(), call).await
+    }
+
+    /// The persistent cache tasks that the scheduler knows. Each may take 10 s to come.
+    ///
+    /// # Errors
+    /// As for [`SchedulerHandle::stat_task`]; `Unimplemented` by a scheduler of Dragonfly's.
+    pub async fn list_persistent_cache_tasks(
+        &self,
+    ) -> Result<impl Stream<Item = Result<PersistentCacheTask, Status>> + Send + use<>, ClientError> {
+        let mut client = self.member.cluster_client();
+        // Its deadline is each task's, not the whole list's, which no scheduler could know.
+        let call = client.list_persistent_cache_tasks(Request::new(ListPersistentCacheTasksRequest {}));
+        let tasks = unary("ListPersistentCacheTasks", self.address(), call).await?.timeout(ANSWER);
+        Ok(tasks.map(|task| {
+            task.unwrap_or_else(|_| Err(Status::deadline_exceeded("the scheduler's list does not go on")))
+        }))
     }
 
     /// Deletes a persistent cache task and its copies on all hosts.

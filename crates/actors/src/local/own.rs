@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use damselfly_api::common::v2 as common;
 use damselfly_api::damselfly::v1 as ours;
 use damselfly_api::damselfly::v1::local_server::Local;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
@@ -102,6 +103,13 @@ impl Local for LocalService {
         let upload = request.into_inner().upload_id;
         let verified_length = uid.map_or(0, |uid| self.engine.imports.verified(uid, &upload));
         Ok(Response::new(ours::StatUploadResponse { verified_length }))
+    }
+
+    async fn list_persistent_cache_tasks(
+        &self,
+        _request: Request<ours::ListPersistentCacheTasksRequest>,
+    ) -> Result<Response<BoxStream<common::PersistentCacheTask>>, Status> {
+        persistent_cache::list(&self.engine).await.map(Response::new)
     }
 
     async fn delete_persistent_cache_task(

@@ -7,10 +7,12 @@ use std::time::Duration;
 use damselfly_api::common::v2 as common;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::write_persistent_cache_task_request::Request as Write;
-use damselfly_core::{Digest, Kind, TaskKey};
+use damselfly_core::{Digest, Kind, TaskId, TaskKey};
 use damselfly_storage::{StoreError, TaskContent};
 use damselfly_transport::local::{Caller, Direction};
-use tonic::{Status, Streaming};
+use tokio_stream::StreamExt as _;
+use tonic::codegen::BoxStream;
+use tonic::{Code, Status, Streaming};
 
 use super::{Asking, may_change, owner, stat as standard};
 use crate::engine::Engine;
@@ -29,6 +31,38 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// NOT_FOUND for one that is not known there; UNAVAILABLE without a scheduler.
 pub(crate) async fn stat(engine: &Engine, id: &str) -> Result<common::PersistentCacheTask, Status> {
     at_scheduler(engine, &key(id)?.id).await
+}
+
+/// Every persistent cache task of the cluster, as its own scheduler knows it.
+///
+/// # Errors
+/// UNAVAILABLE without a scheduler; UNIMPLEMENTED for one of Dragonfly's.
+pub(super) async fn list(engine: &Arc<Engine>) -> Result<BoxStream<common::PersistentCacheTask>, Status> {
+    let schedulers = engine.cluster.healthy();
+    if schedulers.is_empty() {
+        return Err(Status::unavailable("no scheduler can be reached"));
+    }
+    let mut lists = Vec::new();
+    for scheduler in schedulers {
+        let address = scheduler.address();
+        let list = scheduler.list_persistent_cache_tasks().await.map_err(|why| match why.code() {
+            Some(Code::Unimplemented) => Status::unimplemented(format!(
+                "the scheduler at {address} is not Damselfly's and does not list imported content"
+            )),
+            _ => Status::unavailable(why.to_string()),
+        })?;
+        let engine = Arc::clone(engine);
+        // What a task was before it came to another scheduler is not asked for.
+        lists.push(list.filter(move |task| {
+            match task {
+                Ok(task) => TaskId::parse(&task.id)
+                    .is_ok_and(|id| engine.cluster.pick(&id).is_some_and(|owner| owner.address() == address)),
+                Err(_) => true,
+            }
+        }));
+    }
+    let none: BoxStream<_> = Box::pin(tokio_stream::empty());
+    Ok(lists.into_iter().fold(none, |all, list| Box::pin(all.chain(list))))
 }
 
 fn key(id: &str) -> Result<TaskKey, Status> {
@@ -110,12 +144,12 @@ pub(super) async fn delete(engine: &Engine, caller: &Caller, id: &str) -> Result
     let there = handle.delete_persistent_cache_task(engine.identity.host_id.as_str(), &key.id).await;
     // The scheduler has this host delete its copy as well; who asks here wants it gone when the call returns.
     let here = match standard::remove(engine, &key).await {
-        Err(why) if why.code() == tonic::Code::NotFound => false,
+        Err(why) if why.code() == Code::NotFound => false,
         Err(why) => return Err(why),
         Ok(()) => true,
     };
     match there {
-        Err(why) if !(here && why.code() == Some(tonic::Code::NotFound)) => Err(unknown(&key.id, &why)),
+        Err(why) if !(here && why.code() == Some(Code::NotFound)) => Err(unknown(&key.id, &why)),
         _ => Ok(()),
     }
 }

@@ -159,6 +159,9 @@ pub struct Replica {
     #[prost(bool, tag = "6")]
     pub alive: bool,
 }
+/// Asks for all persistent cache tasks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListPersistentCacheTasksRequest {}
 /// Kinds of task, numbered like common.v2.TaskType.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -496,6 +499,37 @@ pub mod cluster_client {
             req.extensions_mut().insert(GrpcMethod::new("damselfly.v1.Cluster", "Hold"));
             self.inner.streaming(req, path, codec).await
         }
+        /// The persistent cache tasks that this scheduler knows, those of other schedulers of the ring not among them.
+        pub async fn list_persistent_cache_tasks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListPersistentCacheTasksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<
+                    super::super::super::common::v2::PersistentCacheTask,
+                >,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/damselfly.v1.Cluster/ListPersistentCacheTasks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("damselfly.v1.Cluster", "ListPersistentCacheTasks"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -519,6 +553,18 @@ pub mod cluster_server {
             request: tonic::Request<tonic::Streaming<super::HoldRequest>>,
         ) -> std::result::Result<
             tonic::Response<BoxStream<super::HoldResponse>>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
+        /// The persistent cache tasks that this scheduler knows, those of other schedulers of the ring not among them.
+        async fn list_persistent_cache_tasks(
+            &self,
+            request: tonic::Request<super::ListPersistentCacheTasksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                BoxStream<super::super::super::common::v2::PersistentCacheTask>,
+            >,
             tonic::Status,
         > {
             Err(tonic::Status::unimplemented("Not yet implemented"))
@@ -640,6 +686,58 @@ pub mod cluster_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/damselfly.v1.Cluster/ListPersistentCacheTasks" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListPersistentCacheTasksSvc<T: Cluster>(pub Arc<T>);
+                    impl<
+                        T: Cluster,
+                    > tonic::server::ServerStreamingService<
+                        super::ListPersistentCacheTasksRequest,
+                    > for ListPersistentCacheTasksSvc<T> {
+                        type Response = super::super::super::common::v2::PersistentCacheTask;
+                        type ResponseStream = BoxStream<
+                            super::super::super::common::v2::PersistentCacheTask,
+                        >;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::ListPersistentCacheTasksRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Cluster>::list_persistent_cache_tasks(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListPersistentCacheTasksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -1291,6 +1389,37 @@ pub mod local_client {
                 .insert(GrpcMethod::new("damselfly.v1.Local", "ListCluster"));
             self.inner.unary(req, path, codec).await
         }
+        /// The persistent cache tasks of the cluster, as the schedulers they belong to know them.
+        pub async fn list_persistent_cache_tasks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListPersistentCacheTasksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<
+                    super::super::super::common::v2::PersistentCacheTask,
+                >,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/damselfly.v1.Local/ListPersistentCacheTasks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("damselfly.v1.Local", "ListPersistentCacheTasks"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Deletes a persistent cache task and all its replicas.
         pub async fn delete_persistent_cache_task(
             &mut self,
@@ -1418,6 +1547,18 @@ pub mod local_server {
             request: tonic::Request<super::ListClusterRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListClusterResponse>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
+        /// The persistent cache tasks of the cluster, as the schedulers they belong to know them.
+        async fn list_persistent_cache_tasks(
+            &self,
+            request: tonic::Request<super::ListPersistentCacheTasksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                BoxStream<super::super::super::common::v2::PersistentCacheTask>,
+            >,
             tonic::Status,
         > {
             Err(tonic::Status::unimplemented("Not yet implemented"))
@@ -1944,6 +2085,58 @@ pub mod local_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/damselfly.v1.Local/ListPersistentCacheTasks" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListPersistentCacheTasksSvc<T: Local>(pub Arc<T>);
+                    impl<
+                        T: Local,
+                    > tonic::server::ServerStreamingService<
+                        super::ListPersistentCacheTasksRequest,
+                    > for ListPersistentCacheTasksSvc<T> {
+                        type Response = super::super::super::common::v2::PersistentCacheTask;
+                        type ResponseStream = BoxStream<
+                            super::super::super::common::v2::PersistentCacheTask,
+                        >;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::ListPersistentCacheTasksRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::list_persistent_cache_tasks(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListPersistentCacheTasksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -53,7 +53,7 @@ pub enum Command {
     Export(Export),
     /// Show what the cluster knows of imported content, and how many copies there are
     Stat(Stat),
-    /// The imported content on this host
+    /// The imported content on this host, or of the cluster
     Ls(Ls),
     /// Remove imported content and all its copies
     Rm(Rm),
@@ -317,6 +317,10 @@ pub struct Stat {
 /// How to list.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Ls {
+    /// All of the cluster's, with how many copies there are
+    #[arg(long, env = "DFCACHE_LS_CLUSTER", value_parser = BoolishValueParser::new())]
+    pub cluster: bool,
+
     /// The daemon's socket [default: the user's, else /var/run/dragonfly/dfdaemon.sock]
     #[arg(short, long, env = "DFCACHE_LS_DFDAEMON_ENDPOINT", value_name = "SOCKET")]
     pub endpoint: Option<PathBuf>,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use damselfly_api::common::v2::PersistentCacheTask;
-use damselfly_api::damselfly::v1::Replica;
 use damselfly_api::damselfly::v1::local_client::LocalClient;
+use damselfly_api::damselfly::v1::{ListPersistentCacheTasksRequest, Replica};
 use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
 use damselfly_api::dfdaemon::v2::{
     DeletePersistentCacheTaskRequest, ListLocalPersistentCacheTasksRequest,
@@ -28,6 +28,7 @@ const STAT: [&str; 8] = [
     "CREATED",
     "UPDATED",
 ];
+const CLUSTER: [&str; 7] = ["ID", "STATE", "CONTENT LENGTH", "REPLICAS", "ON", "TTL", "CREATED"];
 const LIST: [&str; 9] =
     ["ID", "PERSISTENT", "TTL", "PIECE LENGTH", "CONTENT LENGTH", "CREATED", "FINISHED", "FAILED", "UPDATED"];
 
@@ -73,6 +74,53 @@ pub(super) async fn list(channel: Channel, title: &'static str, json: bool) -> R
         return Ok(format!("{}\n", Value::from(tasks.iter().map(local_json).collect::<Vec<_>>())));
     }
     Ok(table::render(&LIST, &tasks.iter().map(local_row).collect::<Vec<_>>()))
+}
+
+pub(super) async fn list_cluster(
+    channel: Channel,
+    title: &'static str,
+    json: bool,
+) -> Result<String, Failure> {
+    let failed = |status: Status| {
+        let mut failure = Failure::of_call(title, &status);
+        if status.code() == Code::Unimplemented {
+            failure.message.push_str("; leave --cluster out for what this host has");
+        }
+        failure
+    };
+    let request = call(ListPersistentCacheTasksRequest {});
+    let answer = LocalClient::new(channel).list_persistent_cache_tasks(request).await;
+    let mut stream = answer.map_err(failed)?.into_inner();
+    let mut tasks = Vec::new();
+    while let Some(task) = stream.message().await.map_err(failed)? {
+        tasks.push(task);
+    }
+    tasks.sort_by(|one, other| {
+        let age = |task: &PersistentCacheTask| task.created_at.as_ref().map(|at| (at.seconds, at.nanos));
+        (age(one), &one.id).cmp(&(age(other), &other.id))
+    });
+    if json {
+        return Ok(format!("{}\n", Value::from(tasks.iter().map(stat_json).collect::<Vec<_>>())));
+    }
+    Ok(table::render(&CLUSTER, &tasks.iter().map(cluster_row).collect::<Vec<_>>()))
+}
+
+fn cluster_row(task: &PersistentCacheTask) -> Vec<String> {
+    let hosts = task.replicas.iter().filter(|replica| replica.persistent && replica.complete);
+    let names: Vec<_> = hosts.map(name).collect();
+    vec![
+        task.id.clone(),
+        task.state.clone(),
+        units::bytes(task.content_length),
+        health(task).map_or_else(|| "-".to_owned(), |(_, health)| health),
+        if names.is_empty() { "-".to_owned() } else { names.join(", ") },
+        ttl_text(task.ttl.as_ref()),
+        units::moment(task.created_at.as_ref()),
+    ]
+}
+
+fn name(replica: &Replica) -> &str {
+    if replica.hostname.is_empty() { &replica.host_id } else { &replica.hostname }
 }
 
 pub(super) async fn remove(
@@ -151,11 +199,10 @@ fn stat_text(task: &PersistentCacheTask) -> String {
 }
 
 fn replica_row(replica: &Replica) -> Vec<String> {
-    let name = if replica.hostname.is_empty() { &replica.host_id } else { &replica.hostname };
     let mut copy = vec![if replica.persistent { "replica" } else { "evictable" }];
     copy.extend((!replica.complete).then_some("incomplete"));
     copy.extend((!replica.alive).then_some("not reachable"));
-    vec![name.clone(), replica.ip.clone(), copy.join(", ")]
+    vec![name(replica).to_owned(), replica.ip.clone(), copy.join(", ")]
 }
 
 fn stat_json(task: &PersistentCacheTask) -> Value {

@@ -314,6 +314,9 @@ async fn ls_and_rm() {
     let ended = theirs.dfcache(&["ls", "--json"]).await;
     let json: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!((json[0]["id"].clone(), json[0]["ttl_seconds"].clone()), (TASK_ID.into(), 90.into()));
+    let ended = theirs.dfcache(&["ls", "--cluster"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stdout.contains("leave --cluster out for what this host has"), "{ended:?}");
     let ended = theirs.dfcache(&["rm", TASK_ID]).await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stdout.contains("this daemon cannot remove imported content"), "{ended:?}");

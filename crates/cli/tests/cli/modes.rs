@@ -201,3 +201,36 @@ async fn fifty_at_once_are_all_right() {
     futures_util::future::join_all((0..50).map(one)).await;
     assert_eq!(second.outputs().len(), 50);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_lists_what_any_host_imported() {
+    let home = tempfile::tempdir().unwrap();
+    let [first, second] = pair(home.path()).await;
+    let file = home.path().join("model");
+    let mut ids = Vec::new();
+    for (seed, node, flags) in
+        [(1, &first, &["--ack=2"][..]), (2, &second, &["--persistent-replica-count=1"])]
+    {
+        put(&file, Pattern::new(seed, PIECE));
+        ids.push(import(node, &file, flags).await["task_id"].as_str().unwrap().to_owned());
+    }
+    for node in [&first, &second] {
+        let listed = node.dfcache(&["ls", "--cluster", "--json"]).await;
+        let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
+        let tasks: Vec<_> = listed
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|task| {
+                let there = task["current_persistent_replica_count"].as_u64().unwrap();
+                (task["id"].as_str().unwrap(), there, task["health"].as_str().unwrap())
+            })
+            .collect();
+        assert_eq!(tasks, [(&*ids[0], 2, "healthy"), (&*ids[1], 1, "healthy")]);
+    }
+    let listed = first.dfcache(&["ls", "--cluster"]).await.stdout;
+    assert!(listed.contains("healthy 2 of 2") && listed.contains("healthy 1 of 1"), "{listed}");
+    assert_eq!(first.dfcache(&["rm", &ids[0]]).await.code, Some(0));
+    let left = second.dfcache(&["ls", "--cluster", "--json"]).await.stdout;
+    assert!(!left.contains(&ids[0]) && left.contains(&ids[1]), "{left}");
+}

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use damselfly_api::common::v2::PersistentCacheTask;
 use damselfly_api::damselfly::v1 as ours;
 use damselfly_core::{Kind, TaskKey};
 use ours::hold_request::Request;
@@ -21,6 +22,16 @@ impl ours::cluster_server::Cluster for Face {
         request: tonic::Request<Streaming<ours::HoldRequest>>,
     ) -> Result<Response<BoxStream<ours::HoldResponse>>, Status> {
         self.0.open_hold(request.into_inner())
+    }
+
+    async fn list_persistent_cache_tasks(
+        &self,
+        _request: tonic::Request<ours::ListPersistentCacheTasksRequest>,
+    ) -> Result<Response<BoxStream<PersistentCacheTask>>, Status> {
+        let service = Arc::clone(&self.0);
+        // Each is looked at when its turn comes: what went meanwhile is not among them.
+        let all = service.all_kept().into_iter().filter_map(move |task| service.look_at(&task)).map(Ok);
+        Ok(Response::new(Box::pin(tokio_stream::iter(all))))
     }
 }
 

@@ -195,6 +195,16 @@ impl SchedulerService {
         Ok(self.wire_kept(&task, &self.kept(&task)?))
     }
 
+    /// All tasks that are known.
+    pub(super) fn all_kept(&self) -> Vec<TaskKey> {
+        self.inner.lock().machine.all_kept(self.now())
+    }
+
+    /// What is known of a task, if anything.
+    pub(super) fn look_at(&self, task: &TaskKey) -> Option<common::PersistentCacheTask> {
+        self.kept(task).ok().map(|view| self.wire_kept(task, &view))
+    }
+
     /// Deletes a task and its copies.
     pub(super) fn delete_kept(self: &Arc<Self>, host_id: &str, task_id: &str) -> Result<(), Status> {
         validate::given("host_id", host_id)?;

@@ -18,6 +18,12 @@ impl Scheduler {
         self.tasks.get(key).filter(|task| task.keep.is_some() && !task.is_expired(now))
     }
 
+    /// The persistent cache tasks whose time is not over.
+    #[must_use]
+    pub fn all_kept(&self, now: Tick) -> Vec<TaskKey> {
+        self.tasks.keys().filter(|key| self.live(key, now).is_some()).cloned().collect()
+    }
+
     /// A persistent cache task.
     #[must_use]
     pub fn kept(&self, key: &TaskKey, now: Tick) -> Option<KeepView> {
