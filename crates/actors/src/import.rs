@@ -17,12 +17,15 @@ use damselfly_api::dfdaemon::v2::write_persistent_cache_task_request::Request as
 use damselfly_core::{Digest, Kind};
 use damselfly_scheduler_client::{Action, Subject};
 use damselfly_storage::Import;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
 use crate::engine::Engine;
 use crate::kit::Seat;
 use crate::local::stat;
+use crate::metrics::{Flow, Mode};
+use crate::patience;
 use crate::request::invalid;
 use crate::stream::storage;
 use announcement::{Announcement, offer};
@@ -225,13 +228,13 @@ async fn check_hosts(engine: &Engine, ack: u32) -> Result<(), Status> {
 pub(crate) async fn next(
     stream: &mut Streaming<dfdaemon::WritePersistentCacheTaskRequest>,
 ) -> Result<Option<Write>, Status> {
-    match tokio::time::timeout(STALLED, stream.message()).await {
-        Ok(Ok(None)) => Ok(None),
-        Ok(Ok(Some(message))) => {
+    match patience::wait(STALLED, "an import", "for its client to send", stream.message()).await {
+        Some(Ok(None)) => Ok(None),
+        Some(Ok(Some(message))) => {
             message.request.map(Some).ok_or_else(|| invalid("a message of the stream says nothing"))
         }
-        Ok(Err(status)) => Err(status),
-        Err(_) => {
+        Some(Err(status)) => Err(status),
+        None => {
             Err(Status::deadline_exceeded(format!("the client sent nothing for {} s", STALLED.as_secs())))
         }
     }
@@ -239,6 +242,9 @@ pub(crate) async fn next(
 
 /// Where an import's bytes come from.
 pub(crate) trait Input: Send + 'static {
+    /// How they come.
+    const MODE: Mode;
+
     /// Writes all of them; returns the digest that they must have.
     fn pour(self, importer: &mut Importer) -> impl Future<Output = Result<Option<Digest>, Status>> + Send;
 }
@@ -249,6 +255,27 @@ pub(crate) trait Input: Send + 'static {
 /// # Errors
 /// As [`Importer::begin`] and [`Importer::finish`]; DEADLINE_EXCEEDED.
 pub(crate) async fn run(
+    engine: &Arc<Engine>,
+    wanted: Wanted,
+    input: impl Input,
+    timeout: Option<Duration>,
+) -> Result<PersistentCacheTask, Status> {
+    let (mode, resumes, began) = (mode_of(&input), wanted.offset > 0, Instant::now());
+    let imported = run_to_its_end(engine, wanted, input, timeout).await;
+    let transfers = &engine.metrics.transfers;
+    if resumes {
+        transfers.resumed(mode);
+    }
+    let bytes = imported.as_ref().ok().map(|task| task.content_length);
+    transfers.ended(Flow::Import, mode, bytes, began.elapsed());
+    imported
+}
+
+fn mode_of<I: Input>(_: &I) -> Mode {
+    I::MODE
+}
+
+async fn run_to_its_end(
     engine: &Arc<Engine>,
     wanted: Wanted,
     input: impl Input,

@@ -22,6 +22,7 @@ pub mod local;
 pub mod metrics;
 mod orders;
 pub mod output;
+mod patience;
 pub mod progress;
 mod receipts;
 pub mod request;

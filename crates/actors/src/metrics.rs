@@ -16,6 +16,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
+mod transfers;
+
+pub use transfers::{Flow, Mode, Transfers};
+
 /// How many sets of labels are told apart: callers choose tag and application, and every set is a series for good. What
 /// comes later is counted without either.
 const LABEL_SETS: usize = 256;
@@ -156,6 +160,8 @@ pub struct Metrics {
     labels: Mutex<HashSet<TaskLabels>>,
     disk_total: Gauge,
     disk_used: Gauge,
+    /// Local clients' files.
+    pub transfers: Transfers,
 }
 
 fn histogram() -> Histogram {
@@ -187,6 +193,7 @@ impl Metrics {
             labels: Mutex::default(),
             disk_total: Gauge::default(),
             disk_used: Gauge::default(),
+            transfers: Transfers::new(),
         };
         metrics.register();
         metrics
@@ -243,6 +250,7 @@ impl Metrics {
             self.host_deletions_failed.clone(),
         );
         registry.register("download_task_blocked", "Downloads the block list refused", self.blocked.clone());
+        self.transfers.register(&mut registry);
         registry.register("disk_space_total", "Bytes the store may take", self.disk_total.clone());
         registry.register("disk_usage_space_total", "Bytes the store takes", self.disk_used.clone());
     }
@@ -317,6 +325,7 @@ impl Metrics {
         self.origin_requests.clear();
         self.origin_failures.clear();
         self.origin_duration.clear();
+        self.transfers.reset();
         self.uploaded_before.store(upload.bytes, Ordering::Relaxed);
     }
 

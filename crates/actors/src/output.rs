@@ -11,6 +11,7 @@ use damselfly_transport::local::{
 use rustix::fs::SeekFrom;
 use tonic::Status;
 
+use crate::metrics::Mode;
 use crate::stream::storage;
 
 /// Where content goes.
@@ -95,10 +96,10 @@ impl Output {
         range: Option<ByteRange>,
     ) -> Result<Published, Status> {
         let (transfer, way) = match self {
-            Self::Path(output) => ("path", output.publish(content, range).await?),
-            Self::Descriptor(output) => ("fd", output.fill(content, range).await?),
+            Self::Path(output) => (Mode::Path, output.publish(content, range).await?),
+            Self::Descriptor(output) => (Mode::Fd, output.fill(content, range).await?),
         };
-        Ok(Published { transfer, way: name(way) })
+        Ok(Published { transfer: transfer.name(), way: name(way) })
     }
 }
 

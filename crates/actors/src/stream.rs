@@ -19,12 +19,14 @@ use damselfly_core::{Digest, Geometry, RangeSpec, TaskKey};
 use damselfly_storage::{Facts, NewTask, TaskContent};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::engine::Engine;
 use crate::kit::Seat;
-use crate::metrics::{Metrics, TaskLabels};
+use crate::metrics::{Flow, Metrics, Mode, TaskLabels};
 use crate::output::Output;
+use crate::patience;
 use crate::tasks::Wish;
 pub(crate) use deliver::part;
 pub use item::{Item, Started};
@@ -88,12 +90,23 @@ impl std::fmt::Debug for StreamArgs {
 impl StreamArgs {
     /// Sends one item; an error means that the client is gone or stalled, and that nothing else needs to be sent.
     async fn send(&self, item: Item) -> Result<(), Status> {
-        match self.out.send_timeout(Ok(item), STALLED).await {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(Status::cancelled("client went away")),
-            Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
+        let who = format!("the client of {} task {}", self.key.kind, self.key.id);
+        match patience::wait(STALLED, &who, "to take what is there", self.out.send(Ok(item))).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) => Err(Status::cancelled("client went away")),
+            None => {
                 Err(Status::deadline_exceeded(format!("client took nothing for {} s", STALLED.as_secs())))
             }
+        }
+    }
+
+    /// How content comes to a local client; `None` when it gets none.
+    fn mode(&self) -> Option<Mode> {
+        match (&self.output, self.telling) {
+            (Some(Output::Path(_)), _) => Some(Mode::Path),
+            (Some(Output::Descriptor(_)), _) => Some(Mode::Fd),
+            (None, Telling::Ordered | Telling::Pieces { content: true }) => Some(Mode::Stream),
+            (None, Telling::Pieces { content: false } | Telling::Silent) => None,
         }
     }
 
@@ -174,13 +187,16 @@ impl Actor for ProgressStream {
         let metrics = Arc::clone(&args.engine.metrics);
         metrics.downloads.get_or_create(&args.labels).inc();
         let under_way = UnderWay::begin(&metrics, &args.labels);
-        let out = args.out.clone();
+        let (out, began) = (args.out.clone(), Instant::now());
         let result = tokio::select! {
             biased;
             result = Box::pin(deliver::deliver(args)) => result,
             () = out.closed() => Err(Status::cancelled("client went away")),
         };
         drop(under_way);
+        if let Some(mode) = args.mode() {
+            metrics.transfers.ended(Flow::Export, mode, result.as_ref().ok().copied(), began.elapsed());
+        }
         if let Err(status) = result {
             metrics.download_failures.get_or_create(&args.labels).inc();
             tracing::info!(key = %args.key, code = ?status.code(), why = status.message(), "client not served");

@@ -14,6 +14,7 @@ use tonic::Status;
 
 use super::STALLED;
 use crate::output::{not_acted, show};
+use crate::patience;
 
 /// Bytes read at a time.
 const STEP: usize = 1 << 20;
@@ -82,9 +83,10 @@ pub(super) struct Reading {
 impl Reading {
     /// The next bytes; `None` at the end of a file that stayed as it was.
     pub(super) async fn next(&mut self) -> Result<Option<Chunk>, Status> {
-        match tokio::time::timeout(STALLED, self.chunks.recv()).await {
-            Ok(next) => Ok(next.transpose()?),
-            Err(_) => Err(ReadError::Stalled { name: self.name.clone() }.into()),
+        let what = format!("for {} to be read", self.name);
+        match patience::wait(STALLED, "an import", &what, self.chunks.recv()).await {
+            Some(next) => Ok(next.transpose()?),
+            None => Err(ReadError::Stalled { name: self.name.clone() }.into()),
         }
     }
 }

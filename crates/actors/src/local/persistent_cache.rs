@@ -17,6 +17,7 @@ use tonic::{Code, Status, Streaming};
 use super::{Asking, may_change, owner, stat as standard};
 use crate::engine::Engine;
 use crate::import::{self, FileSource, Importer, Input, Wanted};
+use crate::metrics::Mode;
 use crate::output::refused;
 use crate::request::{self, at_scheduler, unknown};
 use crate::stream::storage;
@@ -177,6 +178,8 @@ pub(super) async fn upload(
 struct PathInput(FileSource);
 
 impl Input for PathInput {
+    const MODE: Mode = Mode::Path;
+
     async fn pour(self, importer: &mut Importer) -> Result<Option<Digest>, Status> {
         importer.read(self.0).await?;
         Ok(None)
@@ -219,6 +222,8 @@ struct HandedOver {
 }
 
 impl Input for HandedOver {
+    const MODE: Mode = Mode::Fd;
+
     async fn pour(self, importer: &mut Importer) -> Result<Option<Digest>, Status> {
         importer.read(self.source).await?;
         StreamInput(self.stream).pour(importer).await
@@ -229,6 +234,8 @@ impl Input for HandedOver {
 struct StreamInput(Streaming<dfdaemon::WritePersistentCacheTaskRequest>);
 
 impl Input for StreamInput {
+    const MODE: Mode = Mode::Stream;
+
     async fn pour(mut self, importer: &mut Importer) -> Result<Option<Digest>, Status> {
         loop {
             match import::next(&mut self.0).await? {

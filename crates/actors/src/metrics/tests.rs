@@ -97,3 +97,25 @@ fn callers_make_no_more_series_than_there_is_room_for() {
     let early = Metrics::new().labels(Kind::Standard, &format!("{long}x"), &long, 3);
     assert_eq!((early.tag, early.app), (long.clone(), long));
 }
+
+#[test]
+fn local_transfers_are_told_apart_by_flow_and_mode() {
+    let metrics = Metrics::new();
+    let second = std::time::Duration::from_secs(1);
+    metrics.transfers.ended(Flow::Import, Mode::Fd, Some(5), second);
+    metrics.transfers.ended(Flow::Export, Mode::Stream, None, second);
+    metrics.transfers.resumed(Mode::Fd);
+    let text = metrics.render((1, 1), UploadFigures::default(), 0).unwrap();
+    for line in [
+        "local_transfer_total{flow=\"import\",mode=\"fd\"} 1",
+        "local_transfer_bytes_total{flow=\"import\",mode=\"fd\"} 5",
+        "local_transfer_retry_total{flow=\"import\",mode=\"fd\"} 1",
+        "local_transfer_duration_milliseconds_count{flow=\"import\",mode=\"fd\"} 1",
+        "local_transfer_failure_total{flow=\"export\",mode=\"stream\"} 1",
+    ] {
+        assert!(text.contains(&format!("dragonfly_client_{line}\n")), "{line} is missing in\n{text}");
+    }
+    metrics.reset(UploadFigures::default());
+    let text = metrics.render((1, 1), UploadFigures::default(), 0).unwrap();
+    assert!(!text.contains("local_transfer_total{"), "{text}");
+}

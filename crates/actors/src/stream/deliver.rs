@@ -60,7 +60,8 @@ struct Story {
     next: u64,
 }
 
-pub(super) async fn deliver(args: &StreamArgs) -> Result<(), Status> {
+/// Returns the bytes that were wanted and are delivered.
+pub(super) async fn deliver(args: &StreamArgs) -> Result<u64, Status> {
     let Joined { content, pin, membership, was_complete, held } = join(args).await?;
     args.seat.show(format!("waiting for the task, as {}", membership.peer_id));
     let mut follower = Follower {
@@ -293,7 +294,7 @@ impl Follower<'_> {
     }
 
     /// Everything wanted is held: digest, output, farewell.
-    async fn finish(&mut self) -> Result<(), Status> {
+    async fn finish(&mut self) -> Result<u64, Status> {
         let whole = self.args.whole();
         if let Some(expected) = self.args.digest.as_ref().filter(|_| whole) {
             self.args.seat.show("checking the digest");
@@ -324,10 +325,10 @@ impl Follower<'_> {
         let took = self.began.elapsed().as_secs_f64() * 1000.0;
         self.args.engine.metrics.download_took(&self.args.labels, bytes, took);
         self.args.engine.receipts.put(self.membership.peer_id.to_string(), receipt.clone());
-        if self.args.telling == Telling::Silent {
-            return Ok(());
+        if self.args.telling != Telling::Silent {
+            self.args.send(Item::Finished(receipt)).await?;
         }
-        self.args.send(Item::Finished(receipt)).await
+        Ok(bytes)
     }
 
     /// Whoever is let in is one of the task's users, and may pause or delete it. Asking for it is not enough: a stranger

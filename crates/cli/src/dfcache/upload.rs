@@ -78,7 +78,7 @@ enum StreamError {
     Early,
     #[error("nothing came from {name} for {} (client.streaming.idleTimeout)", units::duration(*.idle))]
     SilentSource { name: String, idle: Duration },
-    #[error("the daemon took nothing for {} (client.streaming.idleTimeout); run the command again", units::duration(*.idle))]
+    #[error("the daemon took nothing for {} (client.streaming.idleTimeout)", units::duration(*.idle))]
     SilentDaemon { idle: Duration },
 }
 
@@ -100,12 +100,13 @@ impl From<StreamError> for UploadError {
 }
 
 impl StreamError {
-    /// The connection's failure, if that is what it is.
-    fn broken(&self) -> Option<&Status> {
+    /// How the connection failed, if that is what it did.
+    fn broken(&self) -> Option<String> {
         match self {
             StreamError::Status(status) if is_broken_connection(status) && Reason::of(status).is_none() => {
-                Some(status)
+                Some(format!("the connection to the daemon broke ({})", root_cause(status)))
             }
+            StreamError::SilentDaemon { .. } => Some(format!("{self}; connecting anew")),
             _ => None,
         }
     }
@@ -140,26 +141,27 @@ pub(super) async fn run(
             Ok(uploaded) => return Ok(uploaded),
             Err(error) => error,
         };
-        let Some(status) = error.broken().filter(|_| !upload_id.is_empty() && retries < RETRIES) else {
+        let Some(broken) = error.broken().filter(|_| !upload_id.is_empty() && retries < RETRIES) else {
             return Err(given_up(plan, error));
         };
         let wait = BACKOFF * 2_u32.pow(retries);
-        ticker.note(format!("dfcache: the connection to the daemon broke ({})", root_cause(status)));
+        ticker.note(format!("dfcache: {broken}"));
         ticker.beside(tokio::time::sleep(wait)).await;
         retries += 1;
     }
 }
 
 fn given_up(plan: &Plan, error: StreamError) -> UploadError {
-    let is_broken = error.broken().is_some();
+    let hint = match (&error, plan.source.length()) {
+        _ if error.broken().is_none() => "",
+        (_, None) => "; what came from a pipe cannot be sent again, nothing was imported",
+        (StreamError::SilentDaemon { .. }, Some(_)) => {
+            "; run the command again, it goes on where this one ended"
+        }
+        (_, Some(_)) => "; it goes on where this one ended",
+    };
     let mut error = UploadError::from(error);
-    if let UploadError::Failed(failure) = &mut error
-        && is_broken
-    {
-        let hint = match plan.source.length() {
-            Some(_) => "; it goes on where this one ended",
-            None => "; what came from a pipe cannot be sent again, nothing was imported",
-        };
+    if let UploadError::Failed(failure) = &mut error {
         failure.message.push_str(hint);
     }
     error

@@ -283,7 +283,7 @@ async fn a_path_is_named_to_the_daemon_as_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_ever() {
-    let fake = fake(Cached::writing([Write::Hang, Write::Hang]));
+    let fake = fake(Cached::writing(vec![Write::Hang; 5]));
     let path = file(&fake, &content(20 * MIB));
     let ended = fake.dfcache(&["import", path.to_str().unwrap(), "--timeout", "300ms"]).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(7), ""), "{ended:?}");
@@ -293,7 +293,13 @@ async fn nobody_waits_for_ever() {
     let arguments = ["import", path.to_str().unwrap(), "--config", config.to_str().unwrap()];
     let ended = fake.dfcache(&arguments).await;
     assert_eq!(ended.code, Some(7), "{ended:?}");
-    assert!(ended.stderr.contains("the daemon took nothing for 200 ms"), "{ended:?}");
+    let said =
+        "dfcache: the daemon took nothing for 200 ms (client.streaming.idleTimeout); connecting anew\n";
+    assert_eq!(ended.stderr.matches(said).count(), 3, "{ended:?}");
+    assert!(
+        ended.stderr.contains("(client.streaming.idleTimeout); run the command again, it goes on"),
+        "{ended:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
