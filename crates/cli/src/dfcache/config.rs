@@ -60,14 +60,24 @@ impl File {
                 .map_err(|source| ConfigError::Read { file: named.to_owned(), source })?;
             return Self::parse(named, &source);
         }
+        let mut warnings = Vec::new();
         for file in candidates(env) {
             match std::fs::read_to_string(&file) {
-                Ok(source) => return Self::parse(&file, &source),
+                Ok(source) => {
+                    let (found, more) = Self::parse(&file, &source)?;
+                    warnings.extend(more);
+                    return Ok((found, warnings));
+                }
                 Err(why) if matches!(why.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                // The directory is another user's, whose HOME was inherited.
+                Err(why) if is_denied(&why) && std::fs::metadata(&file).is_err_and(|why| is_denied(&why)) => {
+                    let message = format!("passed over, for its directory may not be entered ({why})");
+                    warnings.push(Warning { key: file.display().to_string(), message, place: None });
+                }
                 Err(source) => return Err(ConfigError::Read { file, source }),
             }
         }
-        Ok((Self::default(), Vec::new()))
+        Ok((Self::default(), warnings))
     }
 
     /// Reads `source`, the text of `file`.
@@ -105,6 +115,10 @@ impl File {
         let warnings = reader.keys.into_iter().map(unknown).collect();
         Ok((Self { transfer, content_id, buffer_size, idle_timeout, socket_path, path_mapping }, warnings))
     }
+}
+
+fn is_denied(why: &io::Error) -> bool {
+    why.kind() == io::ErrorKind::PermissionDenied
 }
 
 /// The user's file, then the system's, which is the one beside the system's dfdaemon.yaml.

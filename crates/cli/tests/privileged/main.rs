@@ -254,6 +254,22 @@ fn a_link_that_is_swapped_meanwhile_leads_to_one_of_both_or_nowhere() {
     });
 }
 
+#[test]
+fn an_inherited_home_of_somebody_else_is_passed_over() {
+    let stage = Stage::start(&[]);
+    let home = stage.directory("roots-home", 0, 0o700);
+    let (own, _) = stage.file("own", 1, (UID, GID, 0o600));
+    let said = stage.import(&Who::user(UID, &[]).with_home(&home), &own, &[]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.stderr.contains("/.config/dragonfly/dfcache.yaml: passed over"), "{said:?}");
+    // A file that is there and may not be read is not passed over: it may say what must not be ignored.
+    let home = stage.directory("his-home", UID, 0o755);
+    fs::create_dir_all(home.join(".config/dragonfly")).unwrap();
+    stage.file("his-home/.config/dragonfly/dfcache.yaml", 2, (0, 0, 0o600));
+    let said = stage.import(&Who::user(UID, &[]).with_home(&home), &own, &[]);
+    assert!(said.code == Some(1) && said.all().contains("cannot read"), "{said:?}");
+}
+
 /// Root in a container often has no power over others' files, and gets none through a daemon that has.
 #[test]
 fn a_powerless_caller_with_the_daemons_uid_does_not_borrow_its_power() {

@@ -72,6 +72,12 @@ impl Who {
         Self([Self::of(&["unshare", "--mount", "sh", "-e", "-c", script, "sh"]).0, self.0].concat())
     }
 
+    /// This one with another HOME.
+    pub(crate) fn with_home(self, home: &Path) -> Self {
+        let home = format!("HOME={}", home.display());
+        Self([self.0, Self::of(&["env", "-u", "XDG_CONFIG_HOME", &home]).0].concat())
+    }
+
     /// This one as root of a user namespace of his own.
     pub(crate) fn with_users_of_his_own(self) -> Self {
         Self([self.0, Self::of(&["unshare", "--user", "--map-root-user"]).0].concat())
