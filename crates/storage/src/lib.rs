@@ -14,6 +14,7 @@
 mod clock;
 mod copy;
 mod error;
+mod flusher;
 mod layout;
 mod ledger;
 mod meta;

@@ -14,6 +14,7 @@ use damselfly_core::{Algorithm, Crc, Digest, Geometry, Kind, PieceSet, TaskId, T
 
 use super::{Store, remove_files};
 use crate::error::StoreError;
+use crate::flusher::Flusher;
 use crate::layout::create_task_dir;
 use crate::meta::NewTask;
 use crate::sidecar::SidecarFile;
@@ -61,6 +62,7 @@ pub struct Import {
     store: Arc<Store>,
     import: NewImport,
     identity: Identity,
+    flusher: Flusher,
     // Before the place: it is let go of first.
     writer: UnitWriter,
     place: Place,
@@ -125,7 +127,7 @@ impl Store {
                 Identity::Content(Box::new(PersistentCacheHasher::new(*content_id)))
             }
         };
-        Ok(Import { store: Arc::clone(self), import, identity, writer, place })
+        Ok(Import { store: Arc::clone(self), import, identity, flusher: Flusher::default(), writer, place })
     }
 
     /// Gives imported content its place. What is there already stays if it is equal.
@@ -216,7 +218,9 @@ impl Import {
         if let Identity::Content(hasher) = &mut self.identity {
             hasher.update(bytes);
         }
-        self.writer.append(bytes)
+        self.writer.append(bytes)?;
+        self.flusher.written(self.writer.written(), &self.place.content.paths().data);
+        Ok(())
     }
 
     /// The content ends here. When this returns it has its id, is complete, and is on the device.
@@ -225,7 +229,7 @@ impl Import {
     /// [`StoreError::WrongLength`], [`StoreError::WrongDigest`]; [`StoreError::Taken`] when other content has the id;
     /// [`StoreError::InUse`] while an unfinished download has it; a failing disk. Nothing is left behind then.
     pub fn finish(self, digest: Option<&Digest>) -> Result<Imported, StoreError> {
-        let Self { store, import, identity, writer, place } = self;
+        let Self { store, import, identity, writer, place, .. } = self;
         let found = writer.written();
         if let Some(announced) = import.content_length.filter(|announced| *announced != found) {
             return Err(StoreError::WrongLength { announced, found });
