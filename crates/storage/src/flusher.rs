@@ -30,7 +30,7 @@ impl Flusher {
         }
         if let Some(thread) = &self.thread {
             // One that is under way is followed by another, for all that was written meanwhile.
-            drop(thread.try_send(()));
+            let _asked = thread.try_send(());
         }
     }
 }

@@ -1,7 +1,6 @@
 //! `dfcache import`: over the socket, or by a path that the daemon reads.
 
 use std::io::{self, Write as _};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,8 +46,8 @@ enum Invalid {
     Conflict(#[from] ConflictError),
     #[error(transparent)]
     Spelling(#[from] SpellingError),
-    #[error("{given} is for files that the daemon reads itself, and {source_name} is a pipe; leave it out")]
-    Pipe { given: String, source_name: String },
+    #[error("{given} is for files that the daemon reads itself, and {source_name} is {what}; leave it out")]
+    Nameless { given: String, source_name: String, what: &'static str },
 }
 
 impl From<Invalid> for Failure {
@@ -101,9 +100,6 @@ impl Plan {
             let replicas = format!("--persistent-replica-count {}", args.persistent_replica_count);
             return Err(ConflictError::new(format!("--ack {count}"), replicas).into());
         }
-        if args.path == Path::new("-") {
-            return Self::check_pipe(settings, "stdin");
-        }
         if settings.transfer.value != TransferMode::Path {
             return Ok(());
         }
@@ -121,18 +117,23 @@ impl Plan {
         }
     }
 
-    /// Refuses what was asked for this run and a pipe cannot do. What a file says for every import gives way.
-    fn check_pipe(settings: &Settings, name: &str) -> Result<(), Invalid> {
+    /// Refuses what was asked for this run and what has no path cannot do. What a file says for every import gives way.
+    fn check_nameless(settings: &Settings, source: &Source) -> Result<(), Invalid> {
         let Settings { transfer, path_mapping, .. } = settings;
-        let is_for_files = matches!(transfer.value, TransferMode::Path | TransferMode::Fd);
-        let given = if is_for_files && transfer.origin.is_of_this_run() {
+        let is_for_others = match transfer.value {
+            TransferMode::Path => true,
+            TransferMode::Fd => source.length().is_none(),
+            TransferMode::Auto | TransferMode::Stream => false,
+        };
+        let given = if is_for_others && transfer.origin.is_of_this_run() {
             format!("{} {}", transfer.origin, transfer.value)
         } else if let Origin::Flag(flag) = &path_mapping.origin {
             flag.clone()
         } else {
             return Ok(());
         };
-        Err(Invalid::Pipe { given, source_name: name.to_owned() })
+        let what = if source.length().is_some() { "a file without a path" } else { "a pipe" };
+        Err(Invalid::Nameless { given, source_name: source.name.clone(), what })
     }
 
     fn new(args: &Import, settings: &Settings, source: Source) -> Result<Self, Invalid> {
@@ -141,7 +142,7 @@ impl Plan {
             asked.then(|| format!("{} {}", settings.transfer.origin, settings.transfer.value));
         let spelling = match source.path() {
             None => {
-                Self::check_pipe(settings, &source.name)?;
+                Self::check_nameless(settings, &source)?;
                 None
             }
             Some(path) => Some(spelling::of_input(path, settings)?),
@@ -170,22 +171,25 @@ impl Plan {
 
     /// The ways to try, one after the other.
     fn ways(&self) -> &'static [Way] {
-        let Some(spelling) = &self.spelling else { return &[Way::Stream] };
-        let fits_a_message = self.source.length().is_some_and(|length| length <= CHUNK as u64);
+        let Some(length) = self.source.length() else { return &[Way::Stream] };
+        let mapped = self.spelling.as_ref().is_some_and(|spelling| spelling.mapped.is_some());
         match self.transfer {
-            TransferMode::Path => &[Way::Path],
+            TransferMode::Path if self.spelling.is_some() => &[Way::Path],
             TransferMode::Fd => &[Way::Fd, Way::Stream, Way::Path],
-            TransferMode::Auto if spelling.mapped.is_some() && self.not_by_path().is_none() => {
+            TransferMode::Auto if mapped && self.not_by_path().is_none() => {
                 &[Way::Path, Way::Fd, Way::Stream]
             }
-            TransferMode::Auto if !fits_a_message => &[Way::Fd, Way::Stream, Way::Path],
-            TransferMode::Auto | TransferMode::Stream => &[Way::Stream, Way::Path],
+            TransferMode::Auto | TransferMode::Path if length > CHUNK as u64 => {
+                &[Way::Fd, Way::Stream, Way::Path]
+            }
+            _ => &[Way::Stream, Way::Path],
         }
     }
 
     /// What to leave out so that a path will do: the call that names one has no room for everything.
     fn not_by_path(&self) -> Option<&'static str> {
         match &self.spelling {
+            None if self.source.length().is_some() => Some("name the file instead of -"),
             None => Some("import a file instead of a pipe"),
             Some(_) if self.content_id != ContentId::Sha256 => Some("leave --content-id out"),
             Some(_) if self.ack > 1 => Some("leave --ack out"),
@@ -202,7 +206,7 @@ impl Plan {
         match (&self.transfer_asked, mapped, self.ways()[0]) {
             (Some(by), ..) if self.transfer != TransferMode::Auto => format!("as asked ({by})"),
             (_, Some(spelling), Way::Path) => format!("mapped to {}", spelling.path.display()),
-            _ if self.spelling.is_none() => "a pipe".to_owned(),
+            _ if self.source.length().is_none() => "a pipe".to_owned(),
             (_, _, Way::Fd | Way::Path) => "the daemon takes open files".to_owned(),
             (_, _, Way::Stream) => "it fits one message".to_owned(),
         }
@@ -241,7 +245,7 @@ pub(super) async fn run(args: &Import, settings: &Settings, json: bool) -> Resul
     let plan = Plan::new(args, settings, limits.within(false, source).await?)?;
     let connect = async { Ok(endpoint::connect(settings.endpoint.value.as_deref()).await?) };
     let daemon = limits.within(false, connect).await?;
-    let resumes = plan.source.path().is_some();
+    let resumes = plan.source.length().is_some();
     let plan = Arc::new(plan);
     let work = tokio::spawn(import(plan.clone(), daemon, args.no_progress || json));
     let imported = limits.carry_out(resumes, work).await?;

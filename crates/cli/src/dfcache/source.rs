@@ -1,7 +1,7 @@
 //! What is imported: a file whose length is known, or whatever a pipe brings.
 
 use std::fs::{File, Metadata};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -55,7 +55,10 @@ pub(super) struct Source {
     /// For people: the path as given, or `stdin`.
     pub(super) name: String,
     file: File,
-    regular: Option<(PathBuf, Look)>,
+    /// Absolute; `None` for a pipe, and for stdin.
+    path: Option<PathBuf>,
+    /// How a regular file looked; `None` for a pipe.
+    look: Option<Look>,
 }
 
 impl Source {
@@ -68,7 +71,11 @@ impl Source {
         };
         if path == Path::new("-") {
             let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(failed("read"))?;
-            return Ok(Self { name, file: stdin.into(), regular: None });
+            let mut file = File::from(stdin);
+            let found = file.metadata().map_err(failed("look at"))?;
+            // Of a file that somebody has begun to read the rest is wanted, as of a pipe.
+            let is_whole = found.is_file() && file.stream_position().is_ok_and(|at| at == 0);
+            return Ok(Self { name, file, path: None, look: is_whole.then(|| Look::from(&found)) });
         }
         let file = File::open(path).map_err(failed("open"))?;
         let found = file.metadata().map_err(failed("look at"))?;
@@ -79,13 +86,11 @@ impl Source {
         if kind.is_block_device() {
             return Err(SourceError::NoFile { path: name, what: "a block device" });
         }
-        let regular = if kind.is_file() {
-            let absolute = std::path::absolute(path).map_err(failed("find"))?;
-            Some((absolute, Look::from(&found)))
-        } else {
-            None
-        };
-        Ok(Self { name, file, regular })
+        if !kind.is_file() {
+            return Ok(Self { name, file, path: None, look: None });
+        }
+        let absolute = std::path::absolute(path).map_err(failed("find"))?;
+        Ok(Self { name, file, path: Some(absolute), look: Some(Look::from(&found)) })
     }
 
     /// The same, in a thread of its own: the writer of a fifo may never come.
@@ -102,9 +107,9 @@ impl Source {
         from.await.map_err(|why| failed(io::Error::other(why)))?
     }
 
-    /// Where a regular file lies, absolute; `None` for a pipe.
+    /// Where a regular file lies, absolute; `None` for a pipe, and for stdin.
     pub(super) fn path(&self) -> Option<&Path> {
-        self.regular.as_ref().map(|(path, _)| path.as_path())
+        self.path.as_deref()
     }
 
     /// What is open.
@@ -114,18 +119,18 @@ impl Source {
 
     /// Bytes of a regular file; `None` for a pipe.
     pub(super) fn length(&self) -> Option<u64> {
-        self.regular.as_ref().map(|(_, look)| look.length)
+        self.look.as_ref().map(|look| look.length)
     }
 
     /// A name that this file, as it is, has in every run that imports it on the same `terms`; empty for a pipe.
     pub(super) fn upload_id(&self, terms: &[&str]) -> String {
-        let Some((path, look)) = &self.regular else { return String::new() };
+        let Some(look) = &self.look else { return String::new() };
         let mut hasher = Hasher::new(Algorithm::Sha256);
         let mut add = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_be_bytes());
             hasher.update(bytes);
         };
-        add(path.as_os_str().as_encoded_bytes());
+        add(self.path.as_deref().map_or(b"-", |path| path.as_os_str().as_encoded_bytes()));
         for number in [look.device, look.inode, look.length] {
             add(&number.to_be_bytes());
         }
@@ -141,7 +146,7 @@ impl Source {
 
     /// Whether the file is still as it was opened.
     pub(super) fn check(&self) -> Result<(), SourceError> {
-        let Some((_, look)) = &self.regular else { return Ok(()) };
+        let Some(look) = &self.look else { return Ok(()) };
         let found = self.file.metadata().map_err(|why| self.failed("look at", why))?;
         if Look::from(&found) == *look { Ok(()) } else { Err(self.changed()) }
     }
@@ -164,7 +169,7 @@ impl Source {
         ahead: usize,
     ) -> Result<mpsc::Receiver<Result<Bytes, SourceError>>, SourceError> {
         let file = self.file.try_clone().map_err(|why| self.failed("read", why))?;
-        let copy = Self { name: self.name.clone(), file, regular: self.regular.clone() };
+        let copy = Self { name: self.name.clone(), file, path: self.path.clone(), look: self.look };
         let (to, from) = mpsc::channel(ahead.max(1));
         let thread = std::thread::Builder::new().name("dfcache-read".to_owned());
         thread.spawn(move || copy.pour(offset, &to)).map_err(|why| self.failed("read", why))?;
@@ -211,7 +216,7 @@ impl Source {
         }
         let mut filled = 0;
         while filled < buffer.len() {
-            let read = match self.regular {
+            let read = match self.look {
                 Some(_) => self.file.read_at(&mut buffer[filled..], at + filled as u64),
                 None => self.file.read(&mut buffer[filled..]),
             };
@@ -222,7 +227,7 @@ impl Source {
                 Err(why) => return Err(self.failed("read", why)),
             }
             // What a slow producer has said is passed on.
-            if self.regular.is_none() {
+            if self.look.is_none() {
                 break;
             }
         }

@@ -1,6 +1,7 @@
 //! dfcache in every way of transfer, with real daemons: the same bytes, the same id.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Seek as _, SeekFrom};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -8,7 +9,8 @@ use damselfly_tests::Pattern;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::node::{Node, ended, names};
+use crate::fake::Ended;
+use crate::node::{Node, ended, names, run};
 
 const PIECE: u64 = 4 << 20;
 const LARGE: u64 = 200 << 20;
@@ -98,6 +100,39 @@ async fn every_way_of_transfer_moves_the_same_bytes() {
             }
         }
     }
+}
+
+/// `import - < FILE`, of which `begun` bytes were read before.
+async fn redirected(node: &Node, path: &Path, begun: u64, flags: &[&str]) -> Ended {
+    let mut file = File::open(path).unwrap();
+    file.seek(SeekFrom::Start(begun)).unwrap();
+    let mut command = node.cache_command(&[&["import", "-", "--json"], flags].concat());
+    run(command.stdin(file)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_as_stdin_is_a_file_unless_somebody_has_begun_to_read_it() {
+    let home = tempfile::tempdir().unwrap();
+    let node = Node::start(home.path(), &[]).await;
+    let (file, content) = (home.path().join("model"), Pattern::new(1, PIECE + 3));
+    put(&file, content);
+    let id = import(&node, &file, &[]).await["task_id"].clone();
+    for (flags, taken) in [(&[][..], "fd"), (&["--stream-mode"], "stream")] {
+        let ended = redirected(&node, &file, 0, flags).await;
+        let receipt: Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!((&receipt["task_id"], &receipt["transfer"]), (&id, &taken.into()), "{receipt}");
+    }
+    let ended = redirected(&node, &file, 5, &[]).await;
+    let receipt: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(
+        (&receipt["bytes"], &receipt["transfer"]),
+        (&(PIECE - 2).into(), &"stream".into()),
+        "{receipt}"
+    );
+    let refused = redirected(&node, &file, 0, &["--transfer", "path"]).await;
+    assert!(refused.stdout.contains("stdin is a file without a path"), "{refused:?}");
+    let refused = redirected(&node, &file, 5, &["--transfer", "fd"]).await;
+    assert!(refused.stdout.contains("stdin is a pipe"), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! Real daemons as processes, each in a home of its own, and the tools that talk to them.
 
+use std::borrow::BorrowMut;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -35,8 +36,12 @@ pub(crate) fn command(program: &str, arguments: &[&str], home: &Path) -> Command
 }
 
 /// Runs a program to its end.
-pub(crate) async fn run(mut command: Command) -> Ended {
-    tokio::time::timeout(PATIENCE, command.output()).await.expect("the program ends").unwrap().into()
+pub(crate) async fn run(mut command: impl BorrowMut<Command>) -> Ended {
+    tokio::time::timeout(PATIENCE, command.borrow_mut().output())
+        .await
+        .expect("the program ends")
+        .unwrap()
+        .into()
 }
 
 /// What a program that was started said until its end.
