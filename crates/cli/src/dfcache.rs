@@ -24,9 +24,11 @@ use crate::endpoint;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Sink};
+use crate::memory;
 
 /// Runs dfcache. Needs a multi-threaded runtime.
 pub async fn run(args: Args) -> Exit {
+    memory::keep_what_is_freed();
     match attempt(&args).await {
         Ok(text) => {
             // A reader that went away has seen what it wanted.

@@ -13,6 +13,7 @@ use thiserror::Error;
 use self::args::Args;
 use crate::exit::Exit;
 use crate::logging::{self, LogError, Sink};
+use crate::memory;
 use crate::signals::{Ending, Signals};
 use crate::version;
 
@@ -33,6 +34,7 @@ enum RunError {
 
 /// Runs a daemon until a signal ends it. Needs a multi-threaded runtime.
 pub async fn run(args: Args) -> ExitCode {
+    memory::keep_what_is_freed();
     match attempt(&args).await {
         Ok(code) => code,
         Err(why) => {

@@ -23,6 +23,7 @@ use crate::endpoint::Daemon;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Sink};
+use crate::memory;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::receipt::{Delivery, Receipt};
@@ -30,6 +31,7 @@ use crate::ticker::Ticker;
 
 /// Runs dfget. Needs a multi-threaded runtime.
 pub async fn run(args: Args) -> Exit {
+    memory::keep_what_is_freed();
     let to_stdout = args.output == std::path::Path::new("-");
     match attempt(&args, to_stdout).await {
         Ok(()) => Exit::Success,

@@ -15,6 +15,7 @@ pub mod exit;
 pub mod failure;
 mod handing;
 pub mod logging;
+mod memory;
 pub mod output;
 pub mod part;
 pub mod progress;
