@@ -11,15 +11,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use damselfly_api::common::v2::PersistentCacheTask;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::write_persistent_cache_task_request::Request as Write;
 use damselfly_core::{Digest, Kind};
 use damselfly_scheduler_client::{Action, Subject};
 use damselfly_storage::Import;
+use damselfly_transport::framed::{FrameReader, Incoming};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::engine::Engine;
 use crate::kit::Seat;
@@ -40,6 +42,8 @@ mod wanted;
 
 /// How long a client may send nothing, and a file system give nothing.
 const STALLED: Duration = Duration::from_secs(600);
+/// The most content that a message may carry.
+const LONGEST_CHUNK: u64 = 4 << 20;
 /// How long replicas may take to come about when a client waits for them: longer than the scheduler waits, which knows more.
 const REPLICATING: Duration = Duration::from_secs(11 * 60);
 
@@ -221,22 +225,41 @@ async fn check_hosts(engine: &Engine, ack: u32) -> Result<(), Status> {
     Ok(())
 }
 
-/// The next message of a stream; `None` at its end.
+/// What a client streams.
+pub(crate) type Stream = FrameReader<dfdaemon::WritePersistentCacheTaskRequest>;
+
+/// What comes next of a stream.
+pub(crate) enum Next {
+    /// Bytes of a chunk.
+    Content(Bytes),
+    /// A message; a chunk's content has come before it.
+    Message(Write),
+    /// The end.
+    End,
+}
+
+/// What comes next of a stream.
 ///
 /// # Errors
-/// INVALID_ARGUMENT for a message that says nothing, DEADLINE_EXCEEDED when none comes.
-pub(crate) async fn next(
-    stream: &mut Streaming<dfdaemon::WritePersistentCacheTaskRequest>,
-) -> Result<Option<Write>, Status> {
-    match patience::wait(STALLED, "an import", "for its client to send", stream.message()).await {
-        Some(Ok(None)) => Ok(None),
-        Some(Ok(Some(message))) => {
-            message.request.map(Some).ok_or_else(|| invalid("a message of the stream says nothing"))
-        }
-        Some(Err(status)) => Err(status),
-        None => {
-            Err(Status::deadline_exceeded(format!("the client sent nothing for {} s", STALLED.as_secs())))
-        }
+/// INVALID_ARGUMENT for a message that says nothing, or a chunk that is too long; DEADLINE_EXCEEDED when nothing comes.
+pub(crate) async fn next(stream: &mut Stream) -> Result<Next, Status> {
+    loop {
+        return match patience::wait(STALLED, "an import", "for its client to send", stream.next()).await {
+            Some(Ok(None)) => Ok(Next::End),
+            Some(Ok(Some(Incoming::Begin { length, .. }))) if length <= LONGEST_CHUNK => continue,
+            Some(Ok(Some(Incoming::Begin { length, .. }))) => {
+                Err(invalid(format!("a chunk has {length} bytes; send at most {LONGEST_CHUNK} at a time")))
+            }
+            Some(Ok(Some(Incoming::Content(bytes)))) => Ok(Next::Content(bytes)),
+            Some(Ok(Some(Incoming::Message(message)))) => message
+                .request
+                .map(Next::Message)
+                .ok_or_else(|| invalid("a message of the stream says nothing")),
+            Some(Err(status)) => Err(status),
+            None => {
+                Err(Status::deadline_exceeded(format!("the client sent nothing for {} s", STALLED.as_secs())))
+            }
+        };
     }
 }
 

@@ -61,6 +61,10 @@ pub fn router(engine: &Arc<Engine>, facts: Arc<StatusFacts>, health: Routes) -> 
             "/dfdaemon.v2.DfdaemonDownload/ReadPersistentCacheTask",
             post(framed::read_persistent_cache_task),
         )
+        .route(
+            "/dfdaemon.v2.DfdaemonDownload/WritePersistentCacheTask",
+            post(framed::write_persistent_cache_task),
+        )
         .route("/damselfly.v1.Local/ReadTask", post(framed::read_task))
         .with_state(framing);
     health.add_service(download).add_service(own).into_axum_router().merge(framed)

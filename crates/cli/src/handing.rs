@@ -7,9 +7,10 @@ use std::path::Path;
 use damselfly_api::damselfly::v1::local_client::LocalClient;
 use damselfly_api::damselfly::v1::{Direction as WireDirection, OpenDescriptorRequest};
 use damselfly_transport::local::{self, DESCRIPTOR_KEY, DescriptorError, Direction, SEEN_KEY, Seen, Token};
+use http::HeaderMap;
 use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 use crate::client::call;
 use crate::endpoint::{At, Daemon};
@@ -52,16 +53,16 @@ fn not_opened(status: &Status) -> NotTaken {
     }
 }
 
-/// Says that `request` is about the file that was handed over with `token`.
-pub(crate) fn name_token<T>(request: &mut Request<T>, token: &Token) {
-    insert(request, DESCRIPTOR_KEY, &token.to_string());
+/// Says in a call's metadata that it is about the file that was handed over with `token`.
+pub(crate) fn name_token(metadata: &mut HeaderMap, token: &Token) {
+    insert(metadata, DESCRIPTOR_KEY, &token.to_string());
 }
 
-/// Says which file the path in `request` must lead to, or in which directory an output's must lie. A daemon of
+/// Says in a call's metadata which file its path must lead to, or in which directory an output's must lie. A daemon of
 /// Dragonfly's does not hear it.
-pub(crate) fn name_seen<T>(request: &mut Request<T>, seen: Option<Seen>) {
+pub(crate) fn name_seen(metadata: &mut HeaderMap, seen: Option<Seen>) {
     if let Some(seen) = seen {
-        insert(request, SEEN_KEY, &seen.to_string());
+        insert(metadata, SEEN_KEY, &seen.to_string());
     }
 }
 
@@ -73,9 +74,9 @@ pub(crate) fn directory_of(path: &Path) -> Option<Seen> {
     Seen::of(directory).ok()
 }
 
-fn insert<T>(request: &mut Request<T>, key: &'static str, value: &str) {
+fn insert(metadata: &mut HeaderMap, key: &'static str, value: &str) {
     // Digits and colons are always a value.
     if let Ok(value) = value.parse() {
-        request.metadata_mut().insert(key, value);
+        metadata.insert(key, value);
     }
 }

@@ -6,7 +6,7 @@
 //! code do not notice; ours read with a [`FrameReader`], which hands content out as it arrives.
 //!
 //! A server answers a route with [`response`] and writes through its [`FrameWriter`]; [`read_request`] reads what was
-//! asked. A client calls with [`call`].
+//! asked, and [`FrameReader::of_request`] what a client streams. A client calls with [`call`], or streams with [`upload`].
 
 mod decode;
 mod envelope;
@@ -18,7 +18,7 @@ use prost::Message;
 
 pub use decode::{DecodeError, Decoder, Incoming};
 pub use envelope::{Envelope, EnvelopeError, Level};
-pub use reader::{FrameReader, call, read_request};
+pub use reader::{FrameReader, call, read_request, upload};
 pub use writer::{ClosedError, ContentWriter, FrameWriter, refusal, response};
 
 /// Bytes before each message: a flag and the length.
@@ -28,6 +28,9 @@ pub const FRAME_HEADER: usize = 5;
 pub const DOWNLOAD_CONTENT: &[u32] = &[5, 1, 6];
 /// Field numbers from the message down to the content, in `ReadPersistentCacheTaskResponse`.
 pub const READ_CONTENT: &[u32] = &[2, 1];
+
+/// Field numbers from the message down to the content, in `WritePersistentCacheTaskRequest`.
+pub const WRITE_CONTENT: &[u32] = &[3, 1];
 
 /// A whole message as one frame. For messages without content.
 ///

@@ -8,7 +8,7 @@ use damselfly_api::dfdaemon::v2::dfdaemon_download_server::DfdaemonDownload;
 use damselfly_core::{Kind, TaskKey};
 use damselfly_transport::local::Caller;
 use futures_util::future::try_join_all;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 
 use super::{asking_of, caller_of, may_change, persistent_cache, stat};
 use crate::engine::Engine;
@@ -95,14 +95,6 @@ impl DfdaemonDownload for DownloadService {
     ) -> Result<Response<common::PersistentCacheTask>, Status> {
         let asking = asking_of(&request)?;
         persistent_cache::upload(&self.engine, &asking, request.into_inner()).await.map(Response::new)
-    }
-
-    async fn write_persistent_cache_task(
-        &self,
-        request: Request<Streaming<dfdaemon::WritePersistentCacheTaskRequest>>,
-    ) -> Result<Response<dfdaemon::WritePersistentCacheTaskResponse>, Status> {
-        let asking = asking_of(&request)?;
-        persistent_cache::write(&self.engine, &asking, request.into_inner()).await.map(Response::new)
     }
 
     async fn stat_persistent_cache_task(

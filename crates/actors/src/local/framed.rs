@@ -1,4 +1,4 @@
-//! The two calls that carry content, framed by hand: no piece is ever held whole.
+//! The calls that carry content, framed by hand: no piece is ever held whole.
 //!
 //! Content goes from the store through a buffer of a pool of its own into the socket: a client that does not read holds
 //! buffers that no download waits for, of its own user's share, and not for ever.
@@ -14,7 +14,9 @@ use damselfly_api::damselfly::v1::{ReadTaskRequest, Receipt};
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_api::dfdaemon::v2::read_persistent_cache_task_response::Response as Read;
 use damselfly_core::Content;
-use damselfly_transport::framed::{self, ClosedError, ContentWriter, Envelope, FrameWriter};
+use damselfly_transport::framed::{
+    self, ClosedError, ContentWriter, Envelope, FrameReader, FrameWriter, WRITE_CONTENT,
+};
 use http::{Request, Response};
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -22,7 +24,7 @@ use tonic::body::Body;
 
 use super::buffers::{Buffers, Share};
 use super::message::{Message, Names, Teller};
-use super::{Asking, caller, owner};
+use super::{Asking, caller, owner, persistent_cache};
 use crate::engine::Engine;
 use crate::grpc::HangUp;
 use crate::request::{self, Way};
@@ -191,6 +193,33 @@ async fn start_reading_export(
     Ok((client, request::start(&framing.engine, prepared, Telling::Ordered, None), task))
 }
 
+/// dfdaemon.v2.DfdaemonDownload/WritePersistentCacheTask.
+pub(super) async fn write_persistent_cache_task(
+    State(framing): State<Framing>,
+    request: Request<axum::body::Body>,
+) -> Response<Body> {
+    let imported = async {
+        let asking = Asking::new(caller(request.extensions())?, request.headers())?;
+        let stream = FrameReader::of_request(request.into_body(), WRITE_CONTENT);
+        persistent_cache::write(&framing.engine, &asking, stream).await
+    };
+    let sent = async {
+        let answer = imported.await?;
+        let (mut writer, response) = framed::response(1);
+        // There is room for the one message, and the response is here: it waits for nobody.
+        let sent = writer.message(&answer).await;
+        writer.end(sent.map_err(|why| Status::internal(why.to_string())));
+        Ok(marked(response))
+    };
+    sent.await.unwrap_or_else(framed::refusal)
+}
+
+/// Says that the answer is ours.
+fn marked(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert("x-damselfly", http::HeaderValue::from_static("1"));
+    response
+}
+
 /// damselfly.v1.Local/ReadTask.
 pub(super) async fn read_task(
     State(framing): State<Framing>,
@@ -230,11 +259,10 @@ where
 {
     match items.recv().await {
         Some(Ok(first)) => {
-            let (writer, mut response) = framed::response(AHEAD);
-            response.headers_mut().insert("x-damselfly", http::HeaderValue::from_static("1"));
+            let (writer, response) = framed::response(AHEAD);
             // Ends with the items, or with the client.
             tokio::spawn(write(first, items, writer));
-            response
+            marked(response)
         }
         Some(Err(status)) => framed::refusal(status),
         None => framed::refusal(crashed()),

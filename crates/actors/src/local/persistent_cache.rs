@@ -12,11 +12,11 @@ use damselfly_storage::{StoreError, TaskContent};
 use damselfly_transport::local::{Caller, Direction};
 use tokio_stream::StreamExt as _;
 use tonic::codegen::BoxStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use super::{Asking, may_change, owner, stat as standard};
 use crate::engine::Engine;
-use crate::import::{self, FileSource, Importer, Input, Wanted};
+use crate::import::{self, FileSource, Importer, Input, Next, Stream, Wanted};
 use crate::metrics::Mode;
 use crate::output::refused;
 use crate::request::{self, at_scheduler, unknown};
@@ -193,10 +193,10 @@ impl Input for PathInput {
 pub(super) async fn write(
     engine: &Arc<Engine>,
     asking: &Asking,
-    mut stream: Streaming<dfdaemon::WritePersistentCacheTaskRequest>,
+    mut stream: Stream,
 ) -> Result<dfdaemon::WritePersistentCacheTaskResponse, Status> {
     let caller = &asking.caller;
-    let Some(Write::Started(started)) = import::next(&mut stream).await? else {
+    let Next::Message(Write::Started(started)) = import::next(&mut stream).await? else {
         return Err(Status::invalid_argument("the stream does not begin with `started`"));
     };
     let mut wanted = Wanted::of_stream(started, owner(caller))?;
@@ -218,7 +218,7 @@ pub(super) async fn write(
 /// A file that the client handed over. The stream says only that this is all.
 struct HandedOver {
     source: FileSource,
-    stream: Streaming<dfdaemon::WritePersistentCacheTaskRequest>,
+    stream: Stream,
 }
 
 impl Input for HandedOver {
@@ -231,7 +231,7 @@ impl Input for HandedOver {
 }
 
 /// A client's stream from its second message on.
-struct StreamInput(Streaming<dfdaemon::WritePersistentCacheTaskRequest>);
+struct StreamInput(Stream);
 
 impl Input for StreamInput {
     const MODE: Mode = Mode::Stream;
@@ -239,12 +239,16 @@ impl Input for StreamInput {
     async fn pour(mut self, importer: &mut Importer) -> Result<Option<Digest>, Status> {
         loop {
             match import::next(&mut self.0).await? {
-                Some(Write::Chunk(chunk)) => importer.write(&chunk.content)?,
-                Some(Write::Finished(finished)) => {
+                Next::Content(bytes) => importer.write(&bytes)?,
+                // Its content has been written.
+                Next::Message(Write::Chunk(_)) => {}
+                Next::Message(Write::Finished(finished)) => {
                     return request::digest(finished.digest.as_deref());
                 }
-                Some(Write::Started(_)) => return Err(Status::invalid_argument("`started` comes once")),
-                None => {
+                Next::Message(Write::Started(_)) => {
+                    return Err(Status::invalid_argument("`started` comes once"));
+                }
+                Next::End => {
                     return Err(Status::aborted("the stream ended without `finished`: nothing was imported"));
                 }
             }

@@ -355,7 +355,7 @@ async fn by_path(
         overwrite: output.overwrite,
         ..plan.request()
     });
-    handing::name_seen(&mut request, handing::directory_of(&output.path));
+    handing::name_seen(request.metadata_mut().as_mut(), handing::directory_of(&output.path));
     detour.warning(PROGRAM, BY_PATH).iter().for_each(|text| ticker.note(text));
     let has_other_ways = plan.transfer == TransferMode::Auto;
     let tell = async |leftover: &mut Leftover<'_>| {
@@ -376,7 +376,7 @@ async fn by_descriptor(
     let tell = async |token: &Token, _: &Part| {
         detour.warning(PROGRAM, BY_DESCRIPTOR).iter().for_each(|text| ticker.note(text));
         let mut request = Request::new(plan.request());
-        handing::name_token(&mut request, token);
+        handing::name_token(request.metadata_mut().as_mut(), token);
         story::tell(plan, daemon, request, "fd", ticker, |_| {}).await
     };
     let tried = by_daemon::into_descriptor(output, &plan.id, daemon, tell, |story| story.came).await;

@@ -350,7 +350,7 @@ async fn by_path(
         timeout: prost_types::Duration::try_from(plan.timeout).ok(),
         remote_ip: None,
     });
-    handing::name_seen(&mut request, Seen::of(plan.source.file()).ok());
+    handing::name_seen(request.metadata_mut().as_mut(), Seen::of(plan.source.file()).ok());
     request.set_timeout(plan.timeout);
     let mut ticker = Ticker::new(Progress::waiting(&format!("Importing {}...", plan.source.name), quiet));
     let mut client = DfdaemonDownloadClient::new(daemon.channel.clone());

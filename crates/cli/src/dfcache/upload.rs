@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use damselfly_api::damselfly::v1::StatUploadRequest;
 use damselfly_api::damselfly::v1::local_client::LocalClient;
-use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
 use damselfly_api::dfdaemon::v2::write_persistent_cache_task_request::Request as Part;
 use damselfly_api::dfdaemon::v2::{
-    PersistentCacheTaskChunk, WritePersistentCacheTaskFinished, WritePersistentCacheTaskRequest,
-    WritePersistentCacheTaskResponse, WritePersistentCacheTaskStarted,
+    WritePersistentCacheTaskFinished, WritePersistentCacheTaskRequest, WritePersistentCacheTaskResponse,
+    WritePersistentCacheTaskStarted,
 };
+use damselfly_transport::framed::{self, ClosedError, Envelope, FrameWriter};
 use damselfly_transport::local::Direction;
+use http::HeaderMap;
 use thiserror::Error;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 use tracing::info;
 
 use super::import::{Plan, TITLE, refused};
@@ -27,6 +27,9 @@ use crate::handing::{self, NotTaken};
 use crate::ticker::Ticker;
 use crate::units;
 
+const WRITE: &str = "/dfdaemon.v2.DfdaemonDownload/WritePersistentCacheTask";
+/// What waits for the socket: the frame of a chunk and its content.
+const AHEAD: usize = 2;
 /// How often a broken stream is taken up again.
 const RETRIES: u32 = 3;
 /// Before the first of these; twice as long before each further one.
@@ -74,6 +77,8 @@ enum StreamError {
     Source(#[from] SourceError),
     #[error(transparent)]
     NotTaken(#[from] NotTaken),
+    #[error(transparent)]
+    Closed(#[from] ClosedError),
     #[error("the daemon answered before it had everything; its version does not fit this dfcache")]
     Early,
     #[error("nothing came from {name} for {} (client.streaming.idleTimeout)", units::duration(*.idle))]
@@ -94,7 +99,7 @@ impl From<StreamError> for UploadError {
             StreamError::SilentSource { .. } | StreamError::SilentDaemon { .. } => {
                 Failure::new(TITLE, Exit::Timeout, error)
             }
-            StreamError::Early => Failure::new(TITLE, Exit::Failure, error),
+            StreamError::Early | StreamError::Closed(_) => Failure::new(TITLE, Exit::Failure, error),
         })
     }
 }
@@ -188,16 +193,13 @@ async fn write(
     started: WritePersistentCacheTaskStarted,
     ticker: &mut Ticker,
 ) -> Result<(WritePersistentCacheTaskResponse, u64), StreamError> {
-    let (to, from) = mpsc::channel(1);
-    let mut request = Request::new(ReceiverStream::new(from));
-    request.set_timeout(plan.timeout);
+    let mut metadata = HeaderMap::new();
     if let By::Descriptor(warning) = by {
         let token = handing::hand_over(daemon, plan.source.file(), Direction::FromClient).await?;
-        handing::name_token(&mut request, &token);
+        handing::name_token(&mut metadata, &token);
         warning.iter().for_each(|warning| ticker.note(warning));
     }
-    let mut client = DfdaemonDownloadClient::new(daemon.channel.clone());
-    let call = client.write_persistent_cache_task(request);
+    let (writer, call) = framed::upload(&daemon.channel, WRITE, metadata, AHEAD);
     tokio::pin!(call);
     let bytes = tokio::select! {
         biased;
@@ -205,11 +207,58 @@ async fn write(
             Ok(_) => Err(StreamError::Early),
             Err(status) => Err(StreamError::Status(status)),
         },
-        poured = pour(plan, by, started, to, ticker) => poured?,
+        poured = pour(plan, by, started, writer, ticker) => poured?,
     };
     // Until the daemon has flushed it and as many copies stand as were asked for.
     let answer = ticker.beside(call).await;
-    answer.map(|answer| (answer.into_inner(), bytes)).map_err(StreamError::Status)
+    answer.map(|answer| (answer, bytes)).map_err(StreamError::Status)
+}
+
+/// The way into a stream.
+struct Sending<'a> {
+    writer: FrameWriter,
+    idle: Duration,
+    ticker: &'a mut Ticker,
+}
+
+impl Sending<'_> {
+    /// Waits until `written` is on its way; false when nobody listens any more: the call says why.
+    async fn taken(
+        idle: Duration,
+        ticker: &mut Ticker,
+        written: impl Future<Output = Result<(), ClosedError>>,
+    ) -> Result<bool, StreamError> {
+        match ticker.beside(tokio::time::timeout(idle, written)).await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(ClosedError::Gone)) => Ok(false),
+            Ok(Err(why)) => Err(why.into()),
+            Err(_elapsed) => Err(StreamError::SilentDaemon { idle }),
+        }
+    }
+
+    async fn message(&mut self, part: Part) -> Result<bool, StreamError> {
+        let message = WritePersistentCacheTaskRequest { request: Some(part) };
+        Self::taken(self.idle, self.ticker, self.writer.message(&message)).await
+    }
+
+    /// `content` is not empty.
+    async fn chunk(&mut self, content: Bytes) -> Result<bool, StreamError> {
+        let writer = &mut self.writer;
+        let written = async {
+            let mut chunk = writer.content(Envelope::written_chunk(content.len() as u64)?).await?;
+            chunk.chunk(content).await?;
+            chunk.finish().await
+        };
+        Self::taken(self.idle, self.ticker, written).await
+    }
+
+    async fn finish(mut self) -> Result<(), StreamError> {
+        let finished = Part::Finished(WritePersistentCacheTaskFinished { digest: None });
+        if self.message(finished).await? {
+            self.writer.end(Ok(()));
+        }
+        Ok(())
+    }
 }
 
 /// Sends everything from `started.offset` on. Returns the content's length, also when nobody listens any more: the call
@@ -218,48 +267,41 @@ async fn pour(
     plan: &Plan,
     by: &By,
     started: WritePersistentCacheTaskStarted,
-    to: mpsc::Sender<WritePersistentCacheTaskRequest>,
+    writer: FrameWriter,
     ticker: &mut Ticker,
 ) -> Result<u64, StreamError> {
-    let send = async |part: Part| {
-        let message = WritePersistentCacheTaskRequest { request: Some(part) };
-        match tokio::time::timeout(plan.idle, to.send(message)).await {
-            Ok(sent) => Ok(sent.is_ok()),
-            Err(_elapsed) => Err(StreamError::SilentDaemon { idle: plan.idle }),
-        }
-    };
     ticker.reset();
     if let Some(length) = plan.source.length() {
         ticker.set_total(length);
     }
     let mut at = started.offset;
     ticker.add(at);
-    if !ticker.beside(send(Part::Started(started))).await? {
+    let mut sending = Sending { writer, idle: plan.idle, ticker };
+    if !sending.message(Part::Started(started)).await? {
         return Ok(at);
     }
-    let finished = || send(Part::Finished(WritePersistentCacheTaskFinished { digest: None }));
     if matches!(by, By::Descriptor(_)) {
-        ticker.watch(plan.source.file());
-        finished().await?;
+        sending.ticker.watch(plan.source.file());
+        sending.finish().await?;
         return Ok(plan.source.length().unwrap_or(at));
     }
     // One chunk is in the channel of the call.
     let ahead = usize::try_from(plan.buffer).unwrap_or(usize::MAX) / CHUNK;
     let mut chunks = plan.source.read(at, ahead.saturating_sub(1))?;
     loop {
-        let next = ticker.beside(tokio::time::timeout(plan.idle, chunks.recv())).await;
+        let next = sending.ticker.beside(tokio::time::timeout(plan.idle, chunks.recv())).await;
         let Ok(next) = next else {
             return Err(StreamError::SilentSource { name: plan.source.name.clone(), idle: plan.idle });
         };
         let Some(content) = next.transpose()? else { break };
         let count = content.len() as u64;
-        if !ticker.beside(send(Part::Chunk(PersistentCacheTaskChunk { content }))).await? {
+        if !sending.chunk(content).await? {
             return Ok(at);
         }
         at += count;
-        ticker.add(count);
+        sending.ticker.add(count);
     }
-    ticker.beside(finished()).await?;
+    sending.finish().await?;
     Ok(at)
 }
 

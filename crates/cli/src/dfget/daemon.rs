@@ -76,7 +76,7 @@ async fn by_path(
     };
     let download = Download { output_path: Some(named.to_owned()), ..plan.download.clone() };
     let mut request = Request::new(DownloadTaskRequest { download: Some(download) });
-    handing::name_seen(&mut request, handing::directory_of(&output.path));
+    handing::name_seen(request.metadata_mut().as_mut(), handing::directory_of(&output.path));
     let tell = async |leftover: &mut Leftover<'_>| {
         tell(plan, daemon, request, "path", ticker, |is_ours| leftover.answered(is_ours)).await
     };
@@ -97,7 +97,7 @@ async fn by_descriptor(
         detour.warning(PROGRAM, BY_DESCRIPTOR).iter().for_each(|text| ticker.note(text));
         let download = Download { overwrite: false, ..plan.download.clone() };
         let mut request = Request::new(DownloadTaskRequest { download: Some(download) });
-        handing::name_token(&mut request, token);
+        handing::name_token(request.metadata_mut().as_mut(), token);
         tell(plan, daemon, request, "fd", ticker, |_| {}).await
     };
     let id = plan.task.as_str();

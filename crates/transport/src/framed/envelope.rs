@@ -10,7 +10,7 @@ use thiserror::Error;
 use damselfly_api::common::v2::Piece;
 use damselfly_api::dfdaemon::v2::DownloadTaskResponse;
 
-use super::{DOWNLOAD_CONTENT, FRAME_HEADER, READ_CONTENT};
+use super::{DOWNLOAD_CONTENT, FRAME_HEADER, READ_CONTENT, WRITE_CONTENT};
 
 /// Why there is no envelope.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -97,8 +97,19 @@ impl Envelope {
     /// # Errors
     /// When the chunk does not fit a frame.
     pub fn chunk(length: u64) -> Result<Self, EnvelopeError> {
-        let levels: Vec<Level> =
-            READ_CONTENT.iter().map(|&field| Level { rest: Vec::new(), field }).collect();
+        Self::bare(READ_CONTENT, length)
+    }
+
+    /// The same for a `WritePersistentCacheTaskRequest`.
+    ///
+    /// # Errors
+    /// As [`Self::chunk`].
+    pub fn written_chunk(length: u64) -> Result<Self, EnvelopeError> {
+        Self::bare(WRITE_CONTENT, length)
+    }
+
+    fn bare(path: &[u32], length: u64) -> Result<Self, EnvelopeError> {
+        let levels: Vec<Level> = path.iter().map(|&field| Level { rest: Vec::new(), field }).collect();
         Self::new(&levels, length)
     }
 

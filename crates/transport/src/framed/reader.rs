@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
-use super::{Decoder, FRAME_HEADER, Incoming, frame};
+use super::{Decoder, FRAME_HEADER, FrameWriter, Incoming, frame, writer};
 
 /// The longest message that is held whole. A started message lists every piece, about 20 bytes each.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -27,23 +27,58 @@ pub async fn call<M: Message + Default>(
     content: &'static [u32],
 ) -> Result<FrameReader<M>, Status> {
     let body = frame(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    let request = http::Request::post(path)
-        .header(http::header::CONTENT_TYPE, "application/grpc")
-        .header(http::header::TE, "trailers")
-        .body(Body::new(Full::new(body)))
-        .map_err(|error| Status::internal(format!("cannot form a request to {path}: {error}")))?;
-    let unavailable = |error| Status::from_error(Box::<dyn std::error::Error + Send + Sync>::from(error));
-    let mut channel = channel.clone();
-    let ready: &mut Channel = channel.ready().await.map_err(unavailable)?;
-    let response = ready.call(request).await.map_err(unavailable)?;
-    FrameReader::new(response, content)
+    let body = Body::new(Full::new(body));
+    FrameReader::new(send(channel.clone(), path, http::HeaderMap::new(), body).await?, content)
 }
 
-/// Reads the messages of one response.
+/// Calls a method whose request is a stream of messages and whose answer is one. `metadata` goes with the call. The
+/// request is written through the [`FrameWriter`], of which at most `ahead` chunks wait for the server; dropped without an
+/// end, it resets the call.
+pub fn upload<M: Message + Default>(
+    channel: &Channel,
+    path: &'static str,
+    metadata: http::HeaderMap,
+    ahead: usize,
+) -> (FrameWriter, impl Future<Output = Result<M, Status>> + Send + use<M>) {
+    let (writer, body) = writer::body(ahead, false);
+    let channel = channel.clone();
+    (writer, async move {
+        let mut answer = FrameReader::<M>::new(send(channel, path, metadata, body).await?, &[])?;
+        let Some(Incoming::Message(message)) = answer.next().await? else {
+            return Err(Status::internal("the server answered with no message"));
+        };
+        match answer.next().await? {
+            None => Ok(message),
+            Some(_) => Err(Status::internal("the server answered with several messages instead of one")),
+        }
+    })
+}
+
+async fn send(
+    mut channel: Channel,
+    path: &'static str,
+    metadata: http::HeaderMap,
+    body: Body,
+) -> Result<http::Response<Body>, Status> {
+    let request = http::Request::post(path)
+        .header(http::header::CONTENT_TYPE, writer::GRPC)
+        .header(http::header::TE, "trailers")
+        .body(body);
+    let mut request =
+        request.map_err(|error| Status::internal(format!("cannot form a request to {path}: {error}")))?;
+    request.headers_mut().extend(metadata);
+    let unavailable = |error| Status::from_error(Box::<dyn std::error::Error + Send + Sync>::from(error));
+    let ready: &mut Channel = channel.ready().await.map_err(unavailable)?;
+    ready.call(request).await.map_err(unavailable)
+}
+
+/// Reads the messages of one response, or of one request.
 #[derive(Debug)]
 pub struct FrameReader<M> {
     body: Body,
     decoder: Decoder<M>,
+    /// Whether a status must come at the end, as a response's does.
+    has_status: bool,
     ended: bool,
 }
 
@@ -62,10 +97,26 @@ impl<M: Message + Default> FrameReader<M> {
         if head.status != http::StatusCode::OK {
             return Err(Status::unknown(format!("the server answered with HTTP status {}", head.status)));
         }
-        Ok(Self { body, decoder: Decoder::new(content, MAX_MESSAGE), ended: false })
+        let decoder = Decoder::new(content, MAX_MESSAGE);
+        Ok(Self { body, decoder, has_status: true, ended: false })
     }
 
-    /// The next message, or part of one; `None` at the end of a stream whose status is OK.
+    /// Reads what a client streams; `content` as in [`Self::new`].
+    pub fn of_request<B>(body: B, content: &'static [u32]) -> Self
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: std::fmt::Display,
+    {
+        let body = body.map_err(|error| Status::cancelled(format!("the request broke off: {error}")));
+        Self {
+            body: Body::new(body),
+            decoder: Decoder::new(content, MAX_REQUEST),
+            has_status: false,
+            ended: false,
+        }
+    }
+
+    /// The next message, or part of one; `None` at the end of a stream whose status is OK, or of a request.
     ///
     /// May be dropped and called again without losing anything.
     ///
@@ -80,7 +131,11 @@ impl<M: Message + Default> FrameReader<M> {
                 return Ok(None);
             }
             let Some(frame) = self.body.frame().await else {
-                return Err(Status::unavailable("the stream ended without a status"));
+                if self.has_status {
+                    return Err(Status::unavailable("the stream ended without a status"));
+                }
+                self.end()?;
+                continue;
             };
             match frame?.into_data() {
                 Ok(bytes) => self.decoder.feed(bytes),
@@ -99,6 +154,10 @@ impl<M: Message + Default> FrameReader<M> {
         if status.code() != Code::Ok {
             return Err(status);
         }
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), Status> {
         if !self.decoder.is_between_messages() {
             return Err(Status::internal("the stream ended within a message"));
         }

@@ -1,4 +1,4 @@
-//! The server's side: a response body fed by whoever produces the stream.
+//! A body fed by whoever produces the stream: a server's response, or a client's request.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -41,12 +41,18 @@ type Ending = Arc<Mutex<Option<Result<(), Status>>>>;
 /// At most `ahead` chunks wait for a slow client; with chunks of 256 KiB, 4 keep a fast one busy.
 #[must_use]
 pub fn response(ahead: usize) -> (FrameWriter, http::Response<tonic::body::Body>) {
+    let (writer, body) = body(ahead, true);
+    let mut response = http::Response::new(body);
+    response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC);
+    (writer, response)
+}
+
+/// A body whose messages are written through the [`FrameWriter`]; a response's ends with its status in trailers.
+pub(super) fn body(ahead: usize, trailers: bool) -> (FrameWriter, tonic::body::Body) {
     let (chunks, queue) = mpsc::channel(ahead.max(1));
     let ending = Ending::default();
-    let body = StreamBody { queue, ending: ending.clone(), ended: false };
-    let mut response = http::Response::new(tonic::body::Body::new(body));
-    response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC);
-    (FrameWriter { chunks, ending }, response)
+    let body = StreamBody { queue, ending: ending.clone(), trailers, ended: false };
+    (FrameWriter { chunks, ending }, tonic::body::Body::new(body))
 }
 
 /// A response that refuses the call before any message.
@@ -55,11 +61,11 @@ pub fn refusal(status: Status) -> http::Response<tonic::body::Body> {
     status.into_http()
 }
 
-const GRPC: http::HeaderValue = http::HeaderValue::from_static("application/grpc");
+pub(super) const GRPC: http::HeaderValue = http::HeaderValue::from_static("application/grpc");
 
-/// Writes the messages of one response.
+/// Writes the messages of one response, or of one request.
 ///
-/// Every method waits until the client has taken what is ahead; that ends with the client at the latest. Dropped
+/// Every method waits until the other side has taken what is ahead; that ends with the client at the latest. Dropped
 /// without [`FrameWriter::end`], for a panic say, it ends the stream with an error, never as if all had been sent.
 #[derive(Debug)]
 pub struct FrameWriter {
@@ -150,6 +156,8 @@ impl ContentWriter<'_> {
 struct StreamBody {
     queue: mpsc::Receiver<Bytes>,
     ending: Ending,
+    /// Whether the status follows; a request ends without, or is reset.
+    trailers: bool,
     ended: bool,
 }
 
@@ -173,6 +181,9 @@ impl HttpBody for StreamBody {
             Some(Err(status)) => status,
             None => Status::internal("the daemon failed while it was sending; ask again"),
         };
+        if !self.trailers {
+            return Poll::Ready((status.code() != Code::Ok).then_some(Err(status)));
+        }
         let mut trailers = http::HeaderMap::new();
         Poll::Ready(Some(match status.add_header(&mut trailers) {
             Ok(()) => Ok(Frame::trailers(trailers)),
