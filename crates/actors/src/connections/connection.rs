@@ -255,7 +255,9 @@ impl ConnectionState {
             // A dead pool takes its connections with it.
             drop(self.args.pool.cast(ConnectionsMsg::Idle(myself.get_id())));
         }
-        self.idle.set(myself, now + IDLE, ConnectionMsg::Idle);
+        let since = self.lanes.iter().filter_map(|kept| kept.lane.idle_since()).chain([self.asked]);
+        let next = since.filter(|since| !old(*since)).min().unwrap_or(now);
+        self.idle.set(myself, next + IDLE, ConnectionMsg::Idle);
     }
 }
 

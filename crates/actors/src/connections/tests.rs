@@ -204,6 +204,24 @@ async fn what_nobody_uses_is_retired_and_what_somebody_uses_is_not() {
     pool.stop(None);
 }
 
+#[tokio::test]
+async fn a_connection_is_retired_a_minute_after_its_last_use_whenever_that_was() {
+    let (parent, board) = (parent().await, Board::default());
+    let pool = pool(&board).await;
+    drop(lease(&pool, parent.address, true).await.unwrap());
+    let mut seats = board.changes();
+    pass(IDLE - Duration::from_secs(10)).await;
+    fetch(&pool, parent.address, true, 0).await;
+    // The first look finds it used a moment ago, the next comes when that is long enough ago.
+    for seconds in [11, 20, 20, 5, 5] {
+        assert_eq!(*seats.borrow_and_update(), 2);
+        pass(Duration::from_secs(seconds)).await;
+        tokio::task::yield_now().await;
+    }
+    tokio::time::timeout(SOON, seats.wait_for(|seats| *seats == 1)).await.unwrap().unwrap();
+    pool.stop(None);
+}
+
 /// What the actor at `path` shows.
 fn shown(board: &Board, path: &str) -> String {
     let all = board.snapshot();
