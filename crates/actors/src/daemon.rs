@@ -152,7 +152,6 @@ impl Daemon {
         if tokio::time::timeout(STOP, self.ended).await.is_err() {
             tracing::warn!("actors still run after {} s; going on without them", STOP.as_secs());
         }
-        tokio::task::block_in_place(|| self.engine.imports.clear());
         if let Err(why) = tokio::task::block_in_place(|| self.engine.store.shutdown()) {
             tracing::error!(%why, "store not marked clean; pieces will be verified before their next use");
         }
@@ -173,10 +172,7 @@ impl Daemon {
         if tokio::time::timeout(STOP, gone).await.is_err() {
             tracing::warn!("actors still run {} s after they were killed", STOP.as_secs());
         }
-        tokio::task::block_in_place(|| {
-            self.engine.imports.clear();
-            self.engine.store.abandon();
-        });
+        tokio::task::block_in_place(|| self.engine.store.abandon());
     }
 }
 

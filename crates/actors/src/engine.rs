@@ -175,7 +175,7 @@ pub struct Engine {
     pub known: Known,
     /// Pieces on their way to children.
     pub uploads: Uploads,
-    /// Imports that wait for their clients to go on.
+    /// Uploads that are being written.
     pub(crate) imports: crate::import::Uploads,
     /// Files that callers handed over.
     pub(crate) descriptors: Arc<crate::local::Descriptors>,

@@ -6,7 +6,8 @@
 //!
 //! Bytes are written once, where they stay; CRCs and the id are computed as they pass. The scheduler hears of an import
 //! whose id follows from the content when all of it is here, of one with a given id at once, so that two hosts do not
-//! import different content under it. What fails leaves nothing behind, here or there.
+//! import different content under it. What fails leaves nothing behind, here or there, but for uploads: imports that their
+//! client can name and send the rest of. The store keeps what came of them, and the scheduler hears of them anew when they go on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,12 +33,13 @@ use crate::request::invalid;
 use crate::stream::storage;
 use announcement::{Announcement, offer};
 pub(crate) use reading::FileSource;
-pub(crate) use resting::Uploads;
+use turns::Turn;
+pub(crate) use turns::Uploads;
 pub(crate) use wanted::Wanted;
 
 mod announcement;
 mod reading;
-mod resting;
+mod turns;
 mod wanted;
 
 /// How long a client may send nothing, and a file system give nothing.
@@ -52,30 +54,19 @@ pub(crate) struct Importer {
     import: Import,
     announcement: Announcement,
     cancel: CancellationToken,
+    /// The file that it is read from is not any more what was begun with: nobody can go on with it.
+    changed: bool,
     seat: Seat,
 }
 
 impl Importer {
-    /// Begins an import; one with a given id and a known length is announced to the scheduler. When `cancel` is cancelled, [`Self::read`]
-    /// ends early.
+    /// Begins an import, or goes on with an upload that was cut off; one with a given id and a known length is announced
+    /// to the scheduler, each time. When `cancel` is cancelled, [`Self::read`] ends early.
     ///
     /// # Errors
     /// PERMISSION_DENIED when the block list says so; FAILED_PRECONDITION when there are fewer hosts than replicas to
-    /// wait for; ALREADY_EXISTS when a live task has the given id; UNAVAILABLE without a scheduler; a failing disk.
+    /// wait for, or when nothing is kept that goes on where this begins; ALREADY_EXISTS when a live task has the given id; UNAVAILABLE without a scheduler; a failing disk.
     async fn begin(engine: &Arc<Engine>, wanted: Wanted, cancel: CancellationToken) -> Result<Self, Status> {
-        let kept = wanted.name().and_then(|name| engine.imports.take(&name));
-        if let Some(kept) = kept {
-            if wanted.offset > 0 && wanted.offset == kept.written() && wanted.goes_on_with(kept.wanted()) {
-                return Ok(kept.again(wanted, cancel));
-            }
-            drop(kept.fail(Status::cancelled("its client began anew")).await);
-        }
-        if wanted.offset > 0 {
-            return Err(Status::failed_precondition(format!(
-                "the upload does not go on at byte {}: nothing is kept of it; begin at byte 0",
-                wanted.offset
-            )));
-        }
         let subject = Subject {
             application: wanted.application.as_deref().unwrap_or_default(),
             url: "",
@@ -87,34 +78,26 @@ impl Importer {
         check_hosts(engine, wanted.ack).await?;
         let peer_id = engine.identity.new_peer();
         let seat = engine.board.sit(format!("daemon/import {peer_id}"));
-        let new = wanted.to_storage(given.as_ref());
+        let (new, offset) = (wanted.to_storage(given.as_ref()), wanted.offset);
         let mut announcement = Announcement { engine: Arc::clone(engine), wanted, peer_id, at: None };
         // Without a length there is nothing to announce yet: then it is offered at its end.
         if let Some((id, geometry)) = given.zip(announcement.geometry_beforehand()) {
             announcement.started(&id, geometry).await?;
         }
-        match tokio::task::block_in_place(|| engine.store.begin_import(new)) {
-            Ok(import) => Ok(Self { import, announcement, cancel, seat }),
-            Err(why) => {
-                let status = storage(&why);
-                announcement.failed(&status).await;
-                Err(status)
-            }
-        }
-    }
-
-    /// Bytes written so far.
-    fn written(&self) -> u64 {
-        self.import.written()
-    }
-
-    fn wanted(&self) -> &Wanted {
-        &self.announcement.wanted
-    }
-
-    /// Goes on for a client that came back.
-    fn again(self, wanted: Wanted, cancel: CancellationToken) -> Self {
-        Self { announcement: Announcement { wanted, ..self.announcement }, cancel, ..self }
+        let store = &engine.store;
+        let begun = tokio::task::block_in_place(|| match offset {
+            0 => store.begin_import(new).map(Some),
+            _ => store.resume_import(new, offset),
+        });
+        let status = match begun {
+            Ok(Some(import)) => return Ok(Self { import, announcement, cancel, changed: false, seat }),
+            Ok(None) => Status::failed_precondition(format!(
+                "the upload does not go on at byte {offset}: nothing is kept of it there; run the import again"
+            )),
+            Err(why) => storage(&why),
+        };
+        announcement.failed(&status).await;
+        Err(status)
     }
 
     /// Writes the next bytes.
@@ -137,7 +120,7 @@ impl Importer {
         let cancel = self.cancel.clone();
         loop {
             let next = tokio::select! {
-                next = reading.next() => next?,
+                next = reading.next() => next.inspect_err(|why| self.changed = why.code() == Code::Aborted)?,
                 () = cancel.cancelled() => return Err(Status::cancelled("the client went away")),
             };
             let Some(chunk) = next else { return Ok(()) };
@@ -145,8 +128,9 @@ impl Importer {
         }
     }
 
-    /// The input ended before its end. What its client may go on with is kept, if it is not to blame.
-    async fn ended_early(self, engine: &Arc<Engine>, why: Status) -> Status {
+    /// The input ended before its end: the scheduler forgets it. What its client may go on with is kept, if it is not to
+    /// blame. Returns the reason.
+    async fn ended_early(self, why: Status) -> Status {
         let broke = matches!(
             why.code(),
             Code::Aborted
@@ -156,20 +140,10 @@ impl Importer {
                 | Code::Unavailable
                 | Code::Unknown
         );
-        let left = match self.wanted().name().filter(|_| broke && self.written() > 0) {
-            Some(name) => Uploads::keep(engine, name, self),
-            None => Some(self),
-        };
-        match left {
-            Some(importer) => importer.fail(why).await,
-            None => why,
-        }
-    }
-
-    /// The import failed: the scheduler forgets it. Returns the reason.
-    pub(crate) async fn fail(self, why: Status) -> Status {
         // The bytes first: who is told may try again at once.
-        tokio::task::block_in_place(|| drop(self.import));
+        tokio::task::block_in_place(|| {
+            if broke && !self.changed { drop(self.import) } else { self.import.discard() }
+        });
         self.announcement.failed(&why).await;
         why
     }
@@ -309,10 +283,20 @@ async fn run_to_its_end(
     let _cancel = cancel.drop_guard();
     let import = tokio::spawn(async move {
         engine.faults.point("import");
+        let turn = match wanted.name() {
+            Some(name) => Some(Turn::take(&engine, name).await?),
+            None => None,
+        };
         let mut importer = Importer::begin(&engine, wanted, cancelled).await?;
-        match input.pour(&mut importer).await {
+        let poured = tokio::select! {
+            poured = input.pour(&mut importer) => poured,
+            () = Turn::wanted(turn.as_ref()) => {
+                Err(Status::aborted("another client goes on with this import of the same file"))
+            }
+        };
+        match poured {
             Ok(digest) => importer.finish(digest).await,
-            Err(why) => Err(importer.ended_early(&engine, why).await),
+            Err(why) => Err(importer.ended_early(why).await),
         }
     });
     let ended = match timeout {

@@ -282,6 +282,14 @@ pub enum StoreError {
         /// As it is.
         found: String,
     },
+    /// What is kept of an upload is not what was written.
+    #[error(
+        "what is kept of the upload is damaged from byte {verified} on; run the import again, it goes on there"
+    )]
+    UploadDamaged {
+        /// Bytes from the start of the content that are right.
+        verified: u64,
+    },
     /// No id can be made of an import.
     #[error("no task id can be made: {0}")]
     Id(String),

@@ -6,7 +6,7 @@
 //!   format                           the storage format, refused by name when newer
 //!   clean                            the boot in which the store was last shut down properly; gone while it is open
 //!   tombstones                       what was deleted and must not come back
-//!   imports/                         content on its way in, removed when the store opens
+//!   imports/                         content on its way in: when the store opens, uploads that can be gone on with stay
 //!   task/0ab/0ab….{data,meta}        content and sidecar of a standard task; other kinds likewise
 //! ```
 
@@ -101,18 +101,12 @@ impl Layout {
 
     /// A provisional place for an import.
     pub(crate) fn import(&self, id: &TaskId) -> TaskPaths {
-        files(self.root.join(IMPORTS), id)
+        files(self.imports_dir(), id)
     }
 
-    /// Removes what imports left behind that did not come to their end.
-    pub(crate) fn remove_imports(&self) -> Result<(), StoreError> {
-        let dir = self.root.join(IMPORTS);
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("cannot remove", &dir, error))
-            }
-            _ => Ok(()),
-        }
+    /// Where imports have their provisional places.
+    pub(crate) fn imports_dir(&self) -> PathBuf {
+        self.root.join(IMPORTS)
     }
 
     /// A nameless file, for what must vanish with its last descriptor.
@@ -134,9 +128,7 @@ impl Layout {
 
     /// Removes everything that is ours, the lock excepted.
     pub(crate) fn wipe(&self) -> Result<(), StoreError> {
-        self.remove_imports()?;
-        for kind in KINDS {
-            let dir = self.kind_dir(kind);
+        for dir in KINDS.map(|kind| self.kind_dir(kind)).into_iter().chain([self.imports_dir()]) {
             match fs::remove_dir_all(&dir) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(StoreError::io("cannot remove", &dir, error));

@@ -33,8 +33,8 @@ mod tests;
 
 pub use clock::{BootId, Moment};
 pub use error::{Shortage, StoreError};
-pub use meta::{Facts, Meta, NewTask};
+pub use meta::{Facts, ImportId, Meta, NewTask, UploadName};
 pub use output::{Output, OutputPolicy, OutputWay};
-pub use store::{Collected, Deleted, Import, ImportId, Imported, NewImport, Options, Store, Usage};
+pub use store::{Collected, Deleted, Import, Imported, NewImport, Options, Store, Usage};
 pub use task::{Committed, PieceRef, PieceSlot, Pin, TaskContent, UnitWriter};
 pub use tombstone::Tombstone;

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use damselfly_core::Geometry;
 use damselfly_core::download::Validator;
+use damselfly_core::task_id::ContentId;
+use damselfly_core::{Geometry, TaskId};
 
 /// What a task is made with.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +28,24 @@ pub struct NewTask {
     pub replica_target: u64,
     /// The whole content's digest as `algorithm:value`, when known.
     pub digest: Option<String>,
+}
+
+/// Where the id of an import comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImportId {
+    /// It is given.
+    Given(TaskId),
+    /// It follows from the content.
+    Content(ContentId),
+}
+
+/// What an import is called by who sends it, to go on with it later.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UploadName {
+    /// Who sends it. Nobody else finds it under the name.
+    pub uid: u32,
+    /// The name.
+    pub name: String,
 }
 
 /// What the origin or the scheduler said of the content.

@@ -16,7 +16,7 @@ pub(crate) mod header;
 pub(crate) mod record;
 
 pub(crate) use file::{Loaded, SidecarFile};
-pub(crate) use header::{Header, Linked};
+pub(crate) use header::{Header, Linked, Upload};
 
 /// The storage format written here, and the newest one read.
 pub(crate) const FORMAT: u32 = 1;

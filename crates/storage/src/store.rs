@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use damselfly_core::download::Validator;
-use damselfly_core::{Kind, PieceSet, TaskKey, redact};
+use damselfly_core::{Crc, Kind, PieceSet, TaskId, TaskKey, redact};
 use parking_lot::{Mutex, RwLock};
 
 use crate::clock::{BootId, Lifetime, Moment};
@@ -23,9 +23,10 @@ use crate::tombstone::{Tombstone, Tombstones};
 mod collect;
 mod import;
 mod open;
+mod upload;
 
 pub use collect::Collected;
-pub use import::{Import, ImportId, Imported, NewImport};
+pub use import::{Import, Imported, NewImport};
 
 /// How a store behaves.
 #[derive(Clone, Debug)]
@@ -111,7 +112,9 @@ pub struct Store {
     shared: Arc<Shared>,
     options: Options,
     tasks: Mutex<HashMap<TaskKey, Arc<TaskContent>>>,
-    /// Creating and removing tasks happens one at a time. Never locked inside of `tasks` or a task's locks.
+    /// What is not a task yet and can be gone on with, by the id that stands for its name.
+    uploads: Mutex<HashMap<TaskId, upload::Upload>>,
+    /// Creating and removing tasks happens one at a time. Never locked inside of `tasks`, `uploads` or a task's locks.
     changing: Mutex<Tombstones>,
     /// What admission removed since the last pass, for that to report.
     unreported: Mutex<Collected>,
@@ -161,21 +164,14 @@ impl Store {
     }
 
     fn create(&self, key: &TaskKey, new: NewTask, generation: u64) -> Result<Arc<TaskContent>, StoreError> {
-        self.make(key, self.shared.layout.task(key), new, generation)
+        self.make(self.shared.layout.task(key), self.header(key, new, generation))
     }
 
-    /// A task without content whose files are at `paths`.
-    fn make(
-        &self,
-        key: &TaskKey,
-        paths: TaskPaths,
-        new: NewTask,
-        generation: u64,
-    ) -> Result<Arc<TaskContent>, StoreError> {
-        let system = &*self.shared.system;
-        let now = system.now();
+    /// What a task made now says of itself.
+    fn header(&self, key: &TaskKey, new: NewTask, generation: u64) -> Header {
+        let now = self.shared.system.now();
         let ttl = new.ttl.unwrap_or(self.options.task_ttl);
-        let header = Header {
+        Header {
             key: key.clone(),
             generation,
             geometry: None,
@@ -200,7 +196,13 @@ impl Store {
                 Kind::PersistentCache | Kind::Cache => Lifetime::Fixed(now, ttl),
             },
             linked: None,
-        };
+            upload: None,
+        }
+    }
+
+    /// A task without content whose files are at `paths`.
+    fn make(&self, paths: TaskPaths, header: Header) -> Result<Arc<TaskContent>, StoreError> {
+        let system = &*self.shared.system;
         create_task_dir(&paths.dir)?;
         // Content before sidecar: one alone is an orphan and goes when the store opens.
         let data = create_data(system, &paths.data)?;
@@ -209,7 +211,9 @@ impl Store {
             drop(remove_files(system, &paths)); // the opening store removes it too
         })?;
         let shared = Arc::clone(&self.shared);
-        Ok(TaskContent::assemble(shared, paths, io, header, PieceSet::default(), Vec::new(), false))
+        let count = header.geometry.map_or(0, |geometry| geometry.piece_count());
+        let (held, crcs) = (PieceSet::new(count), vec![Crc(0); count as usize]);
+        Ok(TaskContent::assemble(shared, paths, io, header, held, crcs, false))
     }
 
     #[cfg(test)]
@@ -221,6 +225,13 @@ impl Store {
     #[must_use]
     pub fn list(&self) -> Vec<Arc<TaskContent>> {
         self.tasks.lock().values().filter(|task| !task.is_gone()).cloned().collect()
+    }
+
+    /// Everything that takes room: tasks, and uploads that are none yet.
+    fn all(&self) -> Vec<Arc<TaskContent>> {
+        let mut all = self.list();
+        all.extend(self.uploads.lock().values().map(|upload| Arc::clone(&upload.content)));
+        all
     }
 
     /// Deletes a task and leaves a tombstone until its TTL would have ended. Whoever is reading it reads on to the end.
@@ -244,7 +255,11 @@ impl Store {
     /// Only with `changing` locked: the next task of that name has the same files.
     fn clear(&self, task: &TaskContent) -> Result<(), StoreError> {
         remove_files(&*self.shared.system, task.paths())?;
-        self.tasks.lock().remove(task.key());
+        if task.is_upload() {
+            self.uploads.lock().remove(&task.key().id);
+        } else {
+            self.tasks.lock().remove(task.key());
+        }
         Ok(())
     }
 
@@ -264,7 +279,7 @@ impl Store {
     #[must_use]
     pub fn usage(&self) -> Usage {
         let space = self.shared.system.space(self.shared.layout.root()).unwrap_or_default();
-        let used: u64 = self.list().iter().map(|task| task.held()).sum();
+        let used: u64 = self.all().iter().map(|task| task.held()).sum();
         let totals = self.shared.ledger.totals();
         let disk = usable(space).saturating_sub(totals.pending);
         let capacity = self.shared.ledger.capacity();
@@ -285,7 +300,7 @@ impl Store {
     pub fn shutdown(&self) -> Result<(), StoreError> {
         let mut tombstones = self.changing.lock();
         self.shared.closed.store(true, Ordering::Release);
-        for task in self.list() {
+        for task in self.all() {
             task.flush()?;
         }
         tombstones.expire(&self.shared.layout, &*self.shared.system)?;
@@ -298,7 +313,7 @@ impl Store {
     pub fn abandon(&self) {
         let _tombstones = self.changing.lock();
         self.shared.closed.store(true, Ordering::Release);
-        for task in self.list() {
+        for task in self.all() {
             task.settle();
         }
         self.shared.layout.unlock();

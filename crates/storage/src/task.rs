@@ -34,6 +34,7 @@ pub(crate) use guard::Using;
 pub use read::PieceRef;
 pub use slot::{Committed, PieceSlot};
 pub use units::UnitWriter;
+pub(crate) use units::{UNIT, piece_crcs};
 
 /// One task's content on disk. Everything is done through `&self`, from any thread.
 #[derive(Debug)]
@@ -291,6 +292,11 @@ impl TaskContent {
 
     pub(crate) fn is_gone(&self) -> bool {
         self.inner.lock().life == Life::Gone
+    }
+
+    /// Whether it is an upload, which is no task yet.
+    pub(crate) fn is_upload(&self) -> bool {
+        self.inner.lock().header.upload.is_some()
     }
 
     fn live(&self, inner: &Inner) -> Result<(), StoreError> {

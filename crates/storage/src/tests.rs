@@ -12,3 +12,4 @@ mod outputs;
 mod room;
 mod slots;
 mod units;
+mod uploads;

@@ -6,12 +6,14 @@ use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_core::geometry::named_piece_length;
 use damselfly_core::task_id::{ContentId, StandardInput, standard};
 use damselfly_core::{Kind, TaskId};
-use damselfly_storage::{ImportId, NewImport, NewTask};
+use damselfly_storage::{ImportId, NewImport, NewTask, UploadName};
 use tonic::Status;
 
-use super::resting::Name;
 use crate::request::invalid;
 use crate::task::wire;
+
+/// The longest name of an upload, in bytes: it is kept beside the content.
+const MOST_OF_A_NAME: usize = 256;
 
 /// What is to be imported.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,18 +107,18 @@ impl Wanted {
         if let Some(piece_length) = self.piece_length {
             named_piece_length(piece_length).map_err(|why| invalid(format!("piece_length: {why}")))?;
         }
+        if self.upload.as_ref().is_some_and(|upload| upload.len() > MOST_OF_A_NAME) {
+            return Err(invalid(format!("upload_id is longer than {MOST_OF_A_NAME} bytes")));
+        }
         self.given = self.given.filter(|given| !given.is_empty());
         Ok(self)
     }
 
-    /// What an upload is kept under. One of a uid that means nothing here cannot be told from others.
-    pub(super) fn name(&self) -> Option<Name> {
-        Some(Name { uid: self.owner?, upload: self.upload.clone()? })
-    }
-
-    /// Whether a stream may go on with what another began.
-    pub(super) fn goes_on_with(&self, begun: &Self) -> bool {
-        *self == Self { offset: self.offset, ack: self.ack, ..begun.clone() }
+    /// What an upload is kept under. One of a uid that means nothing here cannot be told from others, and of a pipe
+    /// nobody can send the rest.
+    pub(super) fn name(&self) -> Option<UploadName> {
+        self.content_length?;
+        Some(UploadName { uid: self.owner?, name: self.upload.clone()? })
     }
 
     /// What the store is to take in.
@@ -137,6 +139,7 @@ impl Wanted {
                 replica_target: self.replicas,
                 ..NewTask::default()
             },
+            upload: self.name(),
         }
     }
 

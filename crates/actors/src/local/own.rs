@@ -6,6 +6,7 @@ use damselfly_api::common::v2 as common;
 use damselfly_api::damselfly::v1 as ours;
 use damselfly_api::damselfly::v1::local_server::Local;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
+use damselfly_storage::UploadName;
 use damselfly_transport::local::Direction;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
@@ -100,8 +101,9 @@ impl Local for LocalService {
         request: Request<ours::StatUploadRequest>,
     ) -> Result<Response<ours::StatUploadResponse>, Status> {
         let uid = owner(&*caller_of(&request)?);
-        let upload = request.into_inner().upload_id;
-        let verified_length = uid.map_or(0, |uid| self.engine.imports.verified(uid, &upload));
+        let name = request.into_inner().upload_id;
+        let verified_length =
+            uid.map_or(0, |uid| self.engine.store.verified_upload(&UploadName { uid, name }));
         Ok(Response::new(ours::StatUploadResponse { verified_length }))
     }
 

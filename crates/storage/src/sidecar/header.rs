@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use damselfly_core::download::Validator;
+use damselfly_core::task_id::ContentId;
 use damselfly_core::{Geometry, Kind, TaskId, TaskKey};
 
 use crate::clock::{BootId, Lifetime, Moment};
+use crate::meta::ImportId;
 
 /// What an inode looked like right after our own last change of it. Any difference means that somebody else was there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,16 @@ pub(crate) struct Linked {
     /// Modification and change time, seconds and nanoseconds since the epoch.
     pub(crate) mtime: (i64, i64),
     pub(crate) ctime: (i64, i64),
+}
+
+/// What an upload that is not complete was begun as. Its length, uid, tag and application are where a task's are; its
+/// pieces are the units it is kept in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Upload {
+    pub(crate) name: String,
+    pub(crate) id: ImportId,
+    /// As the user named it.
+    pub(crate) piece_length: Option<u64>,
 }
 
 /// Everything the sidecar says of a task, its pieces excepted.
@@ -46,6 +58,8 @@ pub(crate) struct Header {
     pub(crate) lifetime: Lifetime,
     /// The content file is, or once was, hard-linked to a caller's output.
     pub(crate) linked: Option<Linked>,
+    /// This is no task yet.
+    pub(crate) upload: Option<Upload>,
 }
 
 /// The kind's number on disk; never changed.
@@ -82,6 +96,9 @@ mod tag {
     pub(super) const LINKED: u8 = 18;
     pub(super) const RESPONSE_HEADER: u8 = 19;
     pub(super) const REPLICAS: u8 = 20;
+    pub(super) const UPLOAD: u8 = 21;
+    pub(super) const UPLOAD_ID: u8 = 22;
+    pub(super) const UPLOAD_PIECE_LENGTH: u8 = 23;
 }
 
 #[derive(Default)]
@@ -153,6 +170,17 @@ impl Header {
                 [linked.mtime, linked.ctime].map(|(s, n)| [s.to_le_bytes(), n.to_le_bytes()]);
             let (inode, size) = (linked.inode.to_le_bytes(), linked.size.to_le_bytes());
             out.field(tag::LINKED, &[&inode, &size, &mtime[0], &mtime[1], &ctime[0], &ctime[1]]);
+        }
+        if let Some(upload) = &self.upload {
+            out.text(tag::UPLOAD, Some(&upload.name));
+            match &upload.id {
+                ImportId::Content(ContentId::Sha256) => out.field(tag::UPLOAD_ID, &[&[0]]),
+                ImportId::Content(ContentId::Blake3) => out.field(tag::UPLOAD_ID, &[&[1]]),
+                ImportId::Given(id) => out.field(tag::UPLOAD_ID, &[&[2], id.as_str().as_bytes()]),
+            }
+            if let Some(piece_length) = upload.piece_length {
+                out.field(tag::UPLOAD_PIECE_LENGTH, &[&piece_length.to_le_bytes()]);
+            }
         }
         for (name, value) in &self.headers {
             let length = u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes();
@@ -236,6 +264,9 @@ struct Fields {
     used: Option<Moment>,
     lifetime: Option<Lifetime>,
     linked: Option<Linked>,
+    upload: Option<String>,
+    upload_id: Option<ImportId>,
+    upload_piece_length: Option<u64>,
 }
 
 impl Fields {
@@ -271,6 +302,16 @@ impl Fields {
                 let mtime = (value.signed()?, value.signed()?);
                 self.linked = Some(Linked { inode, size, mtime, ctime: (value.signed()?, value.signed()?) });
             }
+            tag::UPLOAD => self.upload = Some(value.text()?),
+            tag::UPLOAD_ID => {
+                self.upload_id = Some(match value.byte()? {
+                    0 => ImportId::Content(ContentId::Sha256),
+                    1 => ImportId::Content(ContentId::Blake3),
+                    2 => ImportId::Given(TaskId::parse(&value.text()?).ok()?),
+                    _ => return None,
+                });
+            }
+            tag::UPLOAD_PIECE_LENGTH => self.upload_piece_length = Some(value.long()?),
             tag::RESPONSE_HEADER => {
                 let length = value.word()? as usize;
                 let name = String::from_utf8(value.bytes(length)?.to_vec()).ok()?;
@@ -283,6 +324,10 @@ impl Fields {
 
     fn finish(self) -> Option<Header> {
         let flag = |bit: u8| self.flags >> bit & 1 == 1;
+        let upload = match (self.upload, self.upload_id) {
+            (None, None) => None,
+            (name, id) => Some(Upload { name: name?, id: id?, piece_length: self.upload_piece_length }),
+        };
         Some(Header {
             key: self.key?,
             generation: self.generation?,
@@ -305,6 +350,7 @@ impl Fields {
             used: self.used?,
             lifetime: self.lifetime?,
             linked: self.linked,
+            upload,
         })
     }
 }

@@ -3,14 +3,16 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use damselfly_core::download::Validator;
+use damselfly_core::task_id::ContentId;
 use damselfly_core::{Crc, Geometry, Kind, TaskId, TaskKey};
 use proptest::prelude::*;
 
 use super::frame::{self, FRAME, FrameError, INLINE};
-use super::header::{Header, Linked};
+use super::header::{Header, Linked, Upload};
 use super::{SidecarFile, record};
 use crate::clock::{BootId, Lifetime, Moment};
 use crate::error::StoreError;
+use crate::meta::ImportId;
 use crate::testing::Fake;
 
 fn time() -> impl Strategy<Value = Duration> {
@@ -41,6 +43,19 @@ fn linked() -> impl Strategy<Value = Linked> {
         .prop_map(|(inode, size, mtime, ctime)| Linked { inode, size, mtime, ctime })
 }
 
+fn upload() -> impl Strategy<Value = Upload> {
+    let id = prop_oneof![
+        Just(ImportId::Content(ContentId::Sha256)),
+        Just(ImportId::Content(ContentId::Blake3)),
+        key().prop_map(|key| ImportId::Given(key.id)),
+    ];
+    ("[ -~é]{0,40}", id, any::<Option<u64>>()).prop_map(|(name, id, piece_length)| Upload {
+        name,
+        id,
+        piece_length,
+    })
+}
+
 prop_compose! {
     fn key()(id in "[0-9a-f]{5,128}", kind in 0usize..3) -> TaskKey {
         TaskKey { kind: Kind::ALL[kind], id: TaskId::parse(&id).unwrap() }
@@ -59,11 +74,11 @@ prop_compose! {
         (url, tag, application, digest) in ("[ -~é]{0,60}", text(), text(), text()),
         (created, updated, finished, used) in (time(), time(), prop::option::of(time()), moment()),
         lifetime in lifetime(),
-        linked in prop::option::of(linked()),
+        (linked, upload) in (prop::option::of(linked()), prop::option::of(upload())),
     ) -> Header {
         Header {
             key, generation, headers, owners, url, tag, application, digest, created, updated, finished, used,
-            lifetime, linked, replica_target,
+            lifetime, linked, replica_target, upload,
             geometry: geometry.map(|(content, piece)| Geometry::new(content, piece).unwrap()),
             validator: Validator { etag, last_modified },
             private: flags[0], persistent: flags[1], paused: flags[2], suspect: flags[3],
@@ -218,6 +233,7 @@ fn plain() -> Header {
         used: now,
         lifetime: Lifetime::Unused(Duration::from_secs(60)),
         linked: None,
+        upload: None,
     }
 }
 

@@ -37,7 +37,7 @@ impl Collected {
 }
 
 impl Store {
-    /// One short pass: removes tasks whose TTL ended, then the least recently used ones while the store is above its
+    /// One short pass: removes tasks whose TTL ended and uploads that nobody went on with, then the least recently used ones while the store is above its
     /// high mark, and what is left of tasks that are gone; writes back uses that were only kept in memory. What is pinned, being written or being served stays,
     /// and so does, but for its TTL, what is persistent. Leaves no tombstones: other hosts keep theirs.
     ///
@@ -54,7 +54,7 @@ impl Store {
         let mut collected = self.remove_by_plan(&now, needed, on_disk, BATCH);
         collected.add(std::mem::take(&mut *self.unreported.lock()));
         self.sweep();
-        let mut unflushed = self.list();
+        let mut unflushed = self.all();
         unflushed.retain(|task| task.is_unflushed());
         for task in unflushed.iter().take(BATCH) {
             if let Err(error) = task.flush() {
@@ -88,7 +88,7 @@ impl Store {
                 continue;
             }
             let now = self.now();
-            let facts = self.list().iter().map(|task| task.fact(&now, on_disk)).collect::<Vec<_>>();
+            let facts = self.all().iter().map(|task| task.fact(&now, on_disk)).collect::<Vec<_>>();
             let may_go =
                 facts.iter().filter(|fact| !fact.in_use && (!fact.persistent || fact.ttl_left.is_zero()));
             let enough = may_go.map(|fact| fact.freeable).sum::<u64>() >= needed;
@@ -99,7 +99,7 @@ impl Store {
     }
 
     fn remove_by_plan(&self, now: &Moment, needed: u64, on_disk: bool, limit: usize) -> Collected {
-        let tasks = self.list();
+        let tasks = self.all();
         let facts: Vec<Fact> = tasks.iter().map(|task| task.fact(now, on_disk)).collect();
         let plan = plan(&facts, needed);
         let mut collected = Collected { more: plan.len() > limit, ..Collected::default() };
@@ -112,8 +112,12 @@ impl Store {
                         Reason::Expired => &mut collected.expired,
                         Reason::Evicted => &mut collected.evicted,
                     };
-                    list.push(task.key().clone());
-                    tracing::info!(task = %task.key(), ?reason, bytes, "removed a task");
+                    if task.is_upload() {
+                        tracing::info!(?reason, bytes, "removed an upload that nobody went on with");
+                    } else {
+                        list.push(task.key().clone());
+                        tracing::info!(task = %task.key(), ?reason, bytes, "removed a task");
+                    }
                 }
                 // Somebody began to use it just now.
                 Err(StoreError::InUse { .. } | StoreError::Gone(_)) => {}
@@ -154,6 +158,7 @@ impl Store {
         if self.shared.closed.load(Ordering::Acquire) {
             return; // the files may be another store's by now
         }
+        self.trim_uploads();
         let tasks = self.tasks.lock();
         let gone: Vec<_> = tasks.values().filter(|task| task.is_gone()).cloned().collect();
         drop(tasks);

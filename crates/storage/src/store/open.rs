@@ -12,9 +12,10 @@ use std::sync::{Arc, OnceLock, Weak};
 use damselfly_core::{Kind, TaskId, TaskKey};
 use parking_lot::{Mutex, RwLock};
 
+use super::upload::Upload;
 use super::{Collected, Options, Shared, Store, remove_files};
 use crate::error::StoreError;
-use crate::layout::{KINDS, Layout, remove_if_there};
+use crate::layout::{KINDS, Layout, TaskPaths, remove_if_there};
 use crate::ledger::Ledger;
 use crate::sidecar::{Loaded, SidecarFile};
 use crate::system::System;
@@ -35,7 +36,6 @@ impl Store {
         if !options.keep {
             layout.wipe()?;
         }
-        layout.remove_imports()?;
         let now = system.now();
         let clean = layout.take_marker(now.boot)?;
         let tombstones = Tombstones::load(&layout, &now)?;
@@ -53,24 +53,33 @@ impl Store {
         for kind in KINDS {
             for (id, found) in scan(&shared.layout.kind_dir(kind), kind)? {
                 let key = TaskKey { kind, id };
-                if let Some(task) = load(&shared, &tombstones, &key, &found, clean)? {
+                let paths = shared.layout.task(&key);
+                if let Some(task) = load(&shared, &tombstones, &key, paths, &found, clean)? {
                     tasks.insert(key, task);
                 }
             }
         }
+        let uploads = load_uploads(&shared, &tombstones, clean)?;
         tracing::info!(
-            dir = %shared.layout.root().display(), tasks = tasks.len(), verified = clean, "opened the store"
+            dir = %shared.layout.root().display(), tasks = tasks.len(), uploads = uploads.len(), verified = clean,
+            "opened the store"
         );
-        Ok(Arc::new_cyclic(|store| {
+        let store = Arc::new_cyclic(|store| {
             let _first = shared.store.set(Weak::clone(store));
             Self {
                 shared,
                 options,
                 tasks: Mutex::new(tasks),
+                uploads: Mutex::new(uploads),
                 changing: Mutex::new(tombstones),
                 unreported: Mutex::new(Collected::default()),
             }
-        }))
+        });
+        {
+            let _changing = store.changing.lock();
+            store.trim_uploads();
+        }
+        Ok(store)
     }
 }
 
@@ -89,23 +98,64 @@ fn entries(dir: &Path) -> Result<Vec<DirEntry>, StoreError> {
 fn scan(dir: &Path, kind: Kind) -> Result<BTreeMap<TaskId, Found>, StoreError> {
     let mut found: BTreeMap<TaskId, Found> = BTreeMap::new();
     for prefix in entries(dir)? {
-        for entry in entries(&prefix.path())? {
-            let name = entry.file_name();
-            let Some((id, end)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
-            let Ok(id) = TaskId::parse(id) else { continue };
-            if prefix.file_name() != OsStr::new(&id.as_str()[..3]) {
-                tracing::warn!(%kind, path = %entry.path().display(), "a file in a foreign place is left alone");
-                continue;
+        scan_one(&prefix.path(), &mut found, |path, id| {
+            let in_place = prefix.file_name() == OsStr::new(&id.as_str()[..3]);
+            if !in_place {
+                tracing::warn!(%kind, path = %path.display(), "a file in a foreign place is left alone");
             }
-            match end {
-                "data" => found.entry(id).or_default().data = true,
-                "meta" => found.entry(id).or_default().meta = true,
-                "fresh" => found.entry(id).or_default().fresh = true,
-                _ => {}
-            }
-        }
+            in_place
+        })?;
     }
     Ok(found)
+}
+
+/// What is named like a task's file, as far as it lies in its place.
+fn scan_one(
+    dir: &Path,
+    found: &mut BTreeMap<TaskId, Found>,
+    in_place: impl Fn(&Path, &TaskId) -> bool,
+) -> Result<(), StoreError> {
+    for entry in entries(dir)? {
+        let name = entry.file_name();
+        let Some((id, end)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+        let Some(id) = TaskId::parse(id).ok().filter(|id| in_place(&entry.path(), id)) else { continue };
+        match end {
+            "data" => found.entry(id).or_default().data = true,
+            "meta" => found.entry(id).or_default().meta = true,
+            "fresh" => found.entry(id).or_default().fresh = true,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The uploads that can be gone on with. Whatever else imports left behind that did not come to their end is removed.
+fn load_uploads(
+    shared: &Arc<Shared>,
+    tombstones: &Tombstones,
+    clean: bool,
+) -> Result<HashMap<TaskId, Upload>, StoreError> {
+    let dir = shared.layout.imports_dir();
+    let mut found = BTreeMap::new();
+    scan_one(&dir, &mut found, |_, _| true)?;
+    let mut uploads = HashMap::new();
+    for (id, found) in found.iter().filter(|(_, found)| found.meta && found.data) {
+        let (key, paths) = (Upload::key(id.clone()), shared.layout.import(id));
+        let Some(content) = load(shared, tombstones, &key, paths, found, clean)? else { continue };
+        match Upload::found(&content) {
+            Some(upload) => drop(uploads.insert(id.clone(), upload)),
+            // Gives back what it was charged.
+            None => drop(content.end(true)),
+        }
+    }
+    for entry in entries(&dir)? {
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| TaskId::parse(name.split_once('.')?.0).ok());
+        if id.is_none_or(|id| !uploads.contains_key(&id)) {
+            remove_if_there(&entry.path())?;
+        }
+    }
+    Ok(uploads)
 }
 
 /// One task from its files; `None` when there is nothing to keep, and then the files are gone.
@@ -113,10 +163,10 @@ fn load(
     shared: &Arc<Shared>,
     tombstones: &Tombstones,
     key: &TaskKey,
+    paths: TaskPaths,
     found: &Found,
     clean: bool,
 ) -> Result<Option<Arc<TaskContent>>, StoreError> {
-    let paths = shared.layout.task(key);
     if found.fresh {
         remove_if_there(&paths.fresh)?;
     }

@@ -151,7 +151,8 @@ impl UnitWriter {
             let (key, count) = (task.key.clone(), geometry.piece_count());
             return Err(StoreError::TooManyPieces { key, count, limit: MAX_PIECES });
         }
-        let crcs = self.piece_crcs(geometry)?;
+        let crcs = piece_crcs(geometry, UNIT, &self.crcs, &self.file)
+            .map_err(StoreError::at("cannot read", &task.paths.data))?;
         let mut io = task.io.lock();
         let mut header = {
             let inner = task.inner.lock();
@@ -200,28 +201,34 @@ impl UnitWriter {
         task.announce();
         Ok((geometry, crcs))
     }
+}
 
-    fn piece_crcs(&self, geometry: Geometry) -> Result<Vec<Crc>, StoreError> {
-        let pieces = (0..geometry.piece_count()).filter_map(|number| geometry.piece(number));
-        if geometry.piece_length().is_multiple_of(UNIT) {
-            let per_piece = usize::try_from(geometry.piece_length() / UNIT).unwrap_or(usize::MAX);
-            let length = |unit: usize| UNIT.min(self.position - unit as u64 * UNIT);
-            return Ok((0..self.crcs.len())
-                .step_by(per_piece)
-                .map(|first| {
-                    let units = first..self.crcs.len().min(first.saturating_add(per_piece));
-                    units.fold(Crc(0), |crc, unit| crc.followed_by(self.crcs[unit], length(unit)))
-                })
-                .collect());
-        }
-        let read = |span: damselfly_core::PieceSpan| {
-            let mut hasher = crc32fast::Hasher::new();
-            read_through(&self.file, span.offset, span.length, |bytes| hasher.update(bytes))?;
-            Ok(Crc(hasher.finalize()))
-        };
-        let path = &self.using.task().paths.data;
-        pieces.map(read).collect::<std::io::Result<_>>().map_err(StoreError::at("cannot read", path))
+/// The CRCs of the pieces of content that was written in units, each `unit` long but for the last: combined from those
+/// of the units where these divide the pieces, else read.
+pub(crate) fn piece_crcs(
+    geometry: Geometry,
+    unit: u64,
+    crcs: &[Crc],
+    file: &File,
+) -> std::io::Result<Vec<Crc>> {
+    let pieces = (0..geometry.piece_count()).filter_map(|number| geometry.piece(number));
+    if geometry.piece_length().is_multiple_of(unit) {
+        let per_piece = usize::try_from(geometry.piece_length() / unit).unwrap_or(usize::MAX);
+        let length = |number: usize| unit.min(geometry.content_length() - number as u64 * unit);
+        return Ok((0..crcs.len())
+            .step_by(per_piece)
+            .map(|first| {
+                let units = first..crcs.len().min(first.saturating_add(per_piece));
+                units.fold(Crc(0), |crc, number| crc.followed_by(crcs[number], length(number)))
+            })
+            .collect());
     }
+    let read = |span: damselfly_core::PieceSpan| {
+        let mut hasher = crc32fast::Hasher::new();
+        read_through(file, span.offset, span.length, |bytes| hasher.update(bytes))?;
+        Ok(Crc(hasher.finalize()))
+    };
+    pieces.map(read).collect()
 }
 
 impl Drop for UnitWriter {

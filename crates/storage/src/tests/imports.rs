@@ -10,7 +10,7 @@ use crate::{Import, ImportId, Imported, NewImport, NewTask, Store, StoreError, T
 
 const UNIT: usize = 4 << 20;
 
-fn new() -> NewImport {
+pub(super) fn new() -> NewImport {
     NewImport {
         id: ImportId::Content(ContentId::Sha256),
         content_length: None,
@@ -23,14 +23,15 @@ fn new() -> NewImport {
             ttl: Some(Duration::from_secs(3600)),
             ..NewTask::default()
         },
+        upload: None,
     }
 }
 
-fn given(number: u32) -> NewImport {
+pub(super) fn given(number: u32) -> NewImport {
     NewImport { id: ImportId::Given(persistent_key(number).id), ..new() }
 }
 
-fn write(mut import: Import, content: &[u8], step: usize) -> Import {
+pub(super) fn write(mut import: Import, content: &[u8], step: usize) -> Import {
     content.chunks(step.max(1)).for_each(|chunk| import.write(chunk).unwrap());
     assert_eq!(import.written(), content.len() as u64);
     import
@@ -40,7 +41,7 @@ fn import(store: &Arc<Store>, new: NewImport, content: &[u8]) -> Result<Imported
     write(store.begin_import(new)?, content, 1_000_003).finish(None)
 }
 
-fn check(task: &Arc<TaskContent>, content: &[u8]) {
+pub(super) fn check(task: &Arc<TaskContent>, content: &[u8]) {
     assert!(task.is_complete() && task.meta().finished_at.is_some());
     let count = task.geometry().unwrap().piece_count();
     let found: Vec<u8> = (0..count).flat_map(|number| fetch(task, number).unwrap()).collect();
@@ -48,7 +49,7 @@ fn check(task: &Arc<TaskContent>, content: &[u8]) {
 }
 
 /// Nothing that an import might have left.
-fn assert_clean(bench: &Bench, store: &Arc<Store>) {
+pub(super) fn assert_clean(bench: &Bench, store: &Arc<Store>) {
     let imports = bench.dir.path().join("damselfly-v1/imports");
     assert!(imports.read_dir().map_or(true, |mut left| left.next().is_none()));
     let held: u64 = store.list().iter().map(|task| task.meta().held_bytes).sum();
