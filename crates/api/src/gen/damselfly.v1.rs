@@ -325,7 +325,7 @@ pub struct Done {
 /// From the scheduler. `welcome` comes first and once.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HoldResponse {
-    #[prost(oneof = "hold_response::Response", tags = "1, 2, 3")]
+    #[prost(oneof = "hold_response::Response", tags = "1, 2, 3, 4")]
     pub response: ::core::option::Option<hold_response::Response>,
 }
 /// Nested message and enum types in `HoldResponse`.
@@ -338,6 +338,8 @@ pub mod hold_response {
         Replicate(super::Replicate),
         #[prost(message, tag = "3")]
         Drop(super::Drop),
+        #[prost(message, tag = "4")]
+        Demote(super::Demote),
     }
 }
 /// Who answers.
@@ -378,6 +380,16 @@ pub struct Drop {
     /// Later generations stay.
     #[prost(uint64, tag = "4")]
     pub generation: u64,
+}
+/// Order to keep a replica no longer: what is there is an ordinary copy from then on, which may be evicted.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Demote {
+    #[prost(uint64, tag = "1")]
+    pub order: u64,
+    #[prost(enumeration = "TaskKind", tag = "2")]
+    pub kind: i32,
+    #[prost(string, tag = "3")]
+    pub id: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod cluster_client {

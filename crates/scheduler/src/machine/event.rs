@@ -368,6 +368,8 @@ pub enum Order {
     Replicate(TaskKey),
     /// Delete a task up to this version, as its daemon counts them.
     Drop(TaskKey, u64),
+    /// Keep a replica no longer: it is an ordinary copy from then on, which may be evicted.
+    Demote(TaskKey),
 }
 
 /// What a host of Dragonfly's is to do with its copy of a persistent cache task.

@@ -28,6 +28,8 @@ impl Scheduler {
         let id = info.id.clone();
         match self.hosts.announce(info, interval, &self.config, now) {
             Announced::Same => {}
+            // What had no place may have one now.
+            Announced::Emptier => self.feed_starved(),
             Announced::Changed => {
                 self.refresh_host(&id, now, out);
                 self.feed_starved();
@@ -279,6 +281,9 @@ impl Scheduler {
     fn end_of_listing(&mut self, id: &HostId, now: Tick, out: &mut Vec<Effect>) {
         let listing = self.hosts.get_mut(id).and_then(|host| host.listing.take());
         let Some((since, listed)) = listing else { return };
+        // What the host keeps counts fully from now on.
+        let is_kept = |key: &&TaskKey| self.tasks.get(*key).is_some_and(|task| task.keep.is_some());
+        self.dirty.extend(listed.iter().filter(is_kept).cloned());
         let unlisted: BTreeSet<(TaskKey, PeerId)> =
             self.peers_of(id).into_iter().filter(|(key, _)| !listed.contains(key)).collect();
         for (key, peer) in unlisted {

@@ -3,11 +3,12 @@
 mod dialogues;
 mod holdings;
 mod keep;
-mod kit;
+pub(super) mod kit;
 mod limits;
 mod mixed;
 mod presence;
 mod privacy;
 mod seeds;
+mod surplus;
 mod swarm;
 mod versions;

@@ -139,6 +139,9 @@ pub(super) fn order(order: u64, what: Order) -> ours::HoldResponse {
         Order::Drop(task, generation) => {
             Reply::Drop(ours::Drop { order, kind: kind(&task), id: task.id.to_string(), generation })
         }
+        Order::Demote(task) => {
+            Reply::Demote(ours::Demote { order, kind: kind(&task), id: task.id.to_string() })
+        }
     };
     ours::HoldResponse { response: Some(response) }
 }

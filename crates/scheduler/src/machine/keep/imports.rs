@@ -1,4 +1,4 @@
-//! Imports, deletions and orders, as the scheduler is asked and told.
+//! Imports and deletions, as the scheduler is asked and told.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::super::event::{Copy, Effect, Ending, Order};
 use super::super::peers::Peer;
 use super::super::tasks::{Task, TaskState};
 use super::super::timers::Timer;
-use super::{Grave, Keep, KeepError, KeepView, Progress, RETRY, ReplicaView, Upload};
+use super::{Grave, Keep, KeepError, KeepView, Progress, ReplicaView, Upload};
 
 impl Scheduler {
     /// The persistent cache task, while its time is not over.
@@ -228,8 +228,8 @@ impl Scheduler {
             for peer in peers {
                 task.remove(&peer, Ending::NotFound(why.to_owned()), cx);
             }
-            for order in task.keep.take().map(|keep| keep.orders).unwrap_or_default().into_values() {
-                cx.orders.remove(&order);
+            for given in task.keep.take().map(|keep| keep.orders).unwrap_or_default().into_values() {
+                cx.orders.remove(&given.order);
             }
         });
         self.tasks.remove(key);
@@ -258,69 +258,10 @@ impl Scheduler {
         buried
     }
 
-    /// Whether the order was this host's: nobody answers for another.
-    pub(in crate::machine) fn is_ordered(&self, order: u64, host: &HostId) -> bool {
-        self.orders.get(&order).is_some_and(|(_, ordered)| ordered == host)
-    }
-
     /// What the host has of the task from now on is not what was deleted.
     pub(in crate::machine) fn unearth(&mut self, key: &TaskKey, host: &HostId) {
         if let Some(grave) = self.graves.get_mut(key) {
             grave.generations.remove(host);
-        }
-    }
-
-    /// An order was carried out, or not.
-    pub(in crate::machine) fn order_done(
-        &mut self,
-        order: u64,
-        error: Option<&str>,
-        now: Tick,
-        out: &mut Vec<Effect>,
-    ) {
-        let Some((key, host)) = self.orders.remove(&order) else { return };
-        if error.is_none() {
-            self.unearth(&key, &host);
-        }
-        self.with(&key, now, out, |task, cx| {
-            if let Some(keep) = &mut task.keep {
-                keep.orders.remove(&host);
-                if error.is_some() {
-                    keep.failed.insert(host.clone(), cx.now + RETRY);
-                }
-            }
-            if error.is_none() {
-                let peer = task.peer_of(&host, PeerId::held(&host, &key.id), cx);
-                task.holds_all(&peer, cx);
-            }
-        });
-        self.feed_starved();
-    }
-
-    /// There is room for orders again, or another host to give them to.
-    pub(in crate::machine) fn feed_starved(&mut self) {
-        let starved = std::mem::take(&mut self.starved);
-        self.dirty.extend(starved);
-    }
-
-    /// The process that was to carry out a host's orders is gone: they are given again, to whomever.
-    pub(in crate::machine) fn orders_lost(&mut self, host: &HostId, now: Tick, out: &mut Vec<Effect>) {
-        let lost: Vec<(u64, TaskKey)> = self
-            .orders
-            .iter()
-            .filter(|(_, (_, ordered))| ordered == host)
-            .map(|(order, (task, _))| (*order, task.clone()))
-            .collect();
-        if !lost.is_empty() {
-            self.feed_starved();
-        }
-        for (order, task) in lost {
-            self.orders.remove(&order);
-            self.with(&task, now, out, |task, _| {
-                if let Some(keep) = &mut task.keep {
-                    keep.orders.remove(host);
-                }
-            });
         }
     }
 
