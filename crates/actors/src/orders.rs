@@ -56,12 +56,16 @@ pub(crate) async fn run(
 }
 
 fn drop_copy(engine: &Engine, task: &TaskKey, generation: u64) -> Result<(), String> {
-    let Some(content) = engine.store.get(task) else { return Ok(()) };
-    if content.meta().generation > generation {
+    if engine.store.get(task).is_some_and(|content| content.meta().generation > generation) {
         return Ok(());
     }
-    match tokio::task::block_in_place(|| engine.store.delete(task)) {
-        Ok(_) | Err(StoreError::Unknown(_)) => {
+    let delete = || match engine.store.delete_everywhere(task) {
+        // Whoever asked for the deletion may have been served already, and what this host remembers of it says too little.
+        Err(StoreError::Unknown(_)) => engine.store.deleted_everywhere(task, generation),
+        deleted => deleted.map(drop),
+    };
+    match tokio::task::block_in_place(delete) {
+        Ok(()) => {
             engine.uploads.forget(task);
             engine.holdings.changed();
             Ok(())

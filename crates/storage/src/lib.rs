@@ -36,4 +36,4 @@ pub use meta::{Facts, Meta, NewTask};
 pub use output::{Output, OutputPolicy, OutputWay};
 pub use store::{Collected, Deleted, Import, ImportId, Imported, NewImport, Options, Store, Usage};
 pub use task::{Committed, PieceRef, PieceSlot, Pin, TaskContent, UnitWriter};
-pub use tombstone::Tombstone;
+pub use tombstone::{Reach, Tombstone};

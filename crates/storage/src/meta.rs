@@ -27,6 +27,8 @@ pub struct NewTask {
     pub replica_target: u64,
     /// The whole content's digest as `algorithm:value`, when known.
     pub digest: Option<String>,
+    /// The generation that others know it by, where somebody else has named it already.
+    pub generation: Option<u64>,
 }
 
 /// What the origin or the scheduler said of the content.

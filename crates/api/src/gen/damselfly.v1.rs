@@ -286,6 +286,11 @@ pub struct Holding {
     /// Of private content: the URL it comes from, user, password and query values replaced.
     #[prost(string, tag = "14")]
     pub url: ::prost::alloc::string::String,
+    /// What the task was made with.
+    #[prost(string, optional, tag = "15")]
+    pub tag: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "16")]
+    pub application: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// Tasks that were deleted on this host and are not to be counted or brought back.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -302,6 +307,12 @@ pub struct Tombstone {
     pub id: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]
     pub generation: u64,
+    /// The task was deleted in the whole cluster, not this host's copy alone.
+    #[prost(bool, tag = "4")]
+    pub everywhere: bool,
+    /// What would have been left of its time.
+    #[prost(message, optional, tag = "5")]
+    pub ttl_left: ::core::option::Option<::prost_types::Duration>,
 }
 /// The host goes on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

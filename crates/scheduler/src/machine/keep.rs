@@ -16,12 +16,15 @@ use damselfly_core::{Geometry, HostId, PeerId, PieceSet, TaskKey, Tick};
 use thiserror::Error;
 
 use super::Cx;
+use super::event::Holding;
 use super::peers::{Peer, PeerState};
 use super::tasks::{Task, TaskState};
 use failures::Failure;
+pub(super) use graves::Grave;
 use orders::Given;
 
 mod failures;
+mod graves;
 mod imports;
 mod orders;
 mod places;
@@ -80,6 +83,8 @@ pub(super) struct Keep {
     target: u64,
     ttl: Duration,
     created: Tick,
+    /// What tells this import from others under the same id; 0 while unknown.
+    generation: u64,
     progress: Progress,
     importer: Option<HostId>,
     /// Hosts that are to make a copy, to make theirs a replica, or to make their replica an ordinary copy.
@@ -94,15 +99,6 @@ impl Keep {
     fn expires(&self) -> Tick {
         self.created + self.ttl
     }
-}
-
-/// Deleted content that must not come back with hosts that were away.
-#[derive(Debug)]
-pub(super) struct Grave {
-    /// When its time would have been over anyway.
-    until: Tick,
-    /// What each host had of it, as its daemon counts the versions.
-    generations: BTreeMap<HostId, u64>,
 }
 
 /// One copy.
@@ -135,6 +131,8 @@ pub struct KeepView {
     pub ttl: Duration,
     /// When it was imported, or first heard of.
     pub created: Tick,
+    /// What tells this import from others under the same id; 0 while unknown.
+    pub generation: u64,
     /// When it was heard of last.
     pub updated: Tick,
     /// Its copies.
@@ -167,12 +165,17 @@ impl Task {
     }
 
     /// A host that holds a copy says what it was to be kept for: that makes a task of it again after this scheduler's start.
-    pub(super) fn kept(&mut self, target: u64, ttl_left: Duration, cx: &mut Cx<'_>) {
+    pub(super) fn kept(&mut self, holding: &Holding, cx: &mut Cx<'_>) {
+        let Holding { replica_target: target, ttl_left, generation, .. } = *holding;
+        // After this scheduler's start nobody else can say them.
+        self.about.tag = self.about.tag.take().or_else(|| holding.tag.clone());
+        self.about.application = self.about.application.take().or_else(|| holding.application.clone());
         match &mut self.keep {
             Some(keep) => {
                 if keep.importer.is_none() {
                     // Nobody knows whose word is the latest; a replica too many does no harm.
                     keep.target = keep.target.max(target);
+                    keep.generation = keep.generation.max(generation);
                 }
                 // Imported again where it is: it lives on.
                 let left = keep.expires().since(cx.now);
@@ -185,6 +188,7 @@ impl Task {
                     target,
                     ttl: ttl_left,
                     created: cx.now,
+                    generation,
                     progress: Progress::Succeeded,
                     importer: None,
                     orders: BTreeMap::new(),

@@ -199,8 +199,9 @@ impl Scheduler {
                 }
             }
             HoldMessage::Tombstones(tasks) => {
-                for (task, generation) in tasks {
-                    self.task_deleted(&id, &task, generation, false, now, out);
+                for stone in tasks {
+                    self.task_deleted(&id, &stone.task, stone.generation, false, now, out);
+                    self.bury(&id, &stone, now, out);
                 }
             }
             HoldMessage::Leaving { restarting: true } => self.host_dead(&id, now, out),
@@ -239,7 +240,7 @@ impl Scheduler {
             let told = Learned {
                 content_length: holding.content_length,
                 piece_length: geometry.piece_length(),
-                validator: holding.validator,
+                validator: holding.validator.clone(),
                 private: holding.private,
                 ..Learned::default()
             };
@@ -253,7 +254,7 @@ impl Scheduler {
                 task.comes_from(&holding.url);
             }
             if cache {
-                task.kept(holding.replica_target, holding.ttl_left, cx);
+                task.kept(&holding, cx);
             }
             task.learn(&peer, told, cx);
             let Some(count) = task.geometry.map(|geometry| geometry.piece_count()) else { return };

@@ -1,6 +1,7 @@
 //! The machine as a whole.
 
 mod dialogues;
+mod graves;
 mod holdings;
 mod keep;
 pub(super) mod kit;

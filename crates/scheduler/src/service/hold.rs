@@ -109,10 +109,8 @@ impl SchedulerService {
                 HoldMessage::Holdings { holdings, last }
             }
             Request::Tombstones(ours::Tombstones { tombstones }) => {
-                let tasks = tombstones.iter().map(|tombstone| {
-                    Ok((convert::task_key(tombstone.kind, &tombstone.id)?, tombstone.generation))
-                });
-                HoldMessage::Tombstones(tasks.collect::<Result<_, Status>>()?)
+                let tombstones = tombstones.into_iter().map(convert::tombstone);
+                HoldMessage::Tombstones(tombstones.collect::<Result<_, _>>()?)
             }
             Request::Leaving(leaving) => HoldMessage::Leaving { restarting: leaving.restarting },
         };

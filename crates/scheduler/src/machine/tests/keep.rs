@@ -47,10 +47,14 @@ impl Lab {
     }
 
     pub(super) fn finish(&mut self, host: &str) -> Result<(), KeepError> {
+        self.finish_as(host, 1)
+    }
+
+    pub(super) fn finish_as(&mut self, host: &str, generation: u64) -> Result<(), KeepError> {
         let mut out = Vec::new();
         let crcs = vec![Crc(1), Crc(2), Crc(3)];
         let host = HostId::from(host);
-        let finished = self.machine.upload_finished(&task(), &host, crcs, self.now, &mut out);
+        let finished = self.machine.upload_finished(&task(), &host, generation, crcs, self.now, &mut out);
         self.others.extend(out);
         finished
     }
@@ -258,7 +262,7 @@ fn other_content_does_not_slip_in_under_an_id() {
     lab.start(upload("b", 1)).unwrap();
     let (mut out, b) = (Vec::new(), HostId::from("b"));
     let crcs = vec![Crc(1), Crc(7), Crc(3)];
-    let finished = lab.machine.upload_finished(&task(), &b, crcs, lab.now, &mut out);
+    let finished = lab.machine.upload_finished(&task(), &b, 1, crcs, lab.now, &mut out);
     assert!(matches!(finished, Err(KeepError::Exists(_))), "{finished:?}");
     let copies = lab.view().replicas;
     assert!(copies.iter().all(|copy| copy.complete == (copy.host != b)), "{copies:?}");
