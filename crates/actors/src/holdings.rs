@@ -5,7 +5,7 @@ use std::sync::Arc;
 use damselfly_api::damselfly::v1::{Holding, Tombstone};
 use damselfly_core::PieceSet;
 use damselfly_scheduler_client::{Holdings, kind_to_wire};
-use damselfly_storage::{Store, TaskContent};
+use damselfly_storage::{Reach, Store, TaskContent};
 use tokio::sync::watch;
 
 use crate::task::wire;
@@ -60,6 +60,8 @@ fn holding(content: &Arc<TaskContent>, with_crcs: bool) -> Option<Holding> {
         validator: Some(wire::validator_to(&meta.validator)),
         private: meta.private,
         url: if meta.private { meta.url_redacted } else { String::new() },
+        tag: meta.tag,
+        application: meta.application,
     })
 }
 
@@ -88,6 +90,8 @@ impl Holdings for StoreHoldings {
                 kind: kind_to_wire(tombstone.key.kind),
                 id: tombstone.key.id.to_string(),
                 generation: tombstone.generation,
+                everywhere: tombstone.reach == Reach::Everywhere,
+                ttl_left: wire::duration(tombstone.left),
             })
             .collect()
     }

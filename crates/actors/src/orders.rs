@@ -9,8 +9,10 @@ use damselfly_storage::StoreError;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 use crate::engine::Engine;
+use crate::local::persistent_cache;
 use crate::request::{self, Export};
 use crate::stream::Telling;
 
@@ -38,6 +40,10 @@ pub(crate) async fn run(
                 let done = drop_copy(engine, task, *generation);
                 order.done(done).await;
             }
+            Command::Demote { task } => {
+                let done = demote(engine, task);
+                order.done(done).await;
+            }
             Command::Replicate { task, .. } => {
                 let (engine, task) = (Arc::clone(engine), task.clone());
                 replicating.spawn(async move {
@@ -50,17 +56,29 @@ pub(crate) async fn run(
 }
 
 fn drop_copy(engine: &Engine, task: &TaskKey, generation: u64) -> Result<(), String> {
-    let Some(content) = engine.store.get(task) else { return Ok(()) };
-    if content.meta().generation > generation {
+    if engine.store.get(task).is_some_and(|content| content.meta().generation > generation) {
         return Ok(());
     }
-    match tokio::task::block_in_place(|| engine.store.delete(task)) {
-        Ok(_) | Err(StoreError::Unknown(_)) => {
+    let delete = || match engine.store.delete_everywhere(task) {
+        // Whoever asked for the deletion may have been served already, and what this host remembers of it says too little.
+        Err(StoreError::Unknown(_)) => engine.store.deleted_everywhere(task, generation),
+        deleted => deleted.map(drop),
+    };
+    match tokio::task::block_in_place(delete) {
+        Ok(()) => {
             engine.uploads.forget(task);
             engine.holdings.changed();
             Ok(())
         }
         Err(why) => Err(why.to_string()),
+    }
+}
+
+/// Makes a replica an ordinary copy; where none is there is nothing to do.
+fn demote(engine: &Engine, task: &TaskKey) -> Result<(), String> {
+    match persistent_cache::keep(engine, task, false) {
+        Err(why) if why.code() != Code::NotFound => Err(why.message().to_owned()),
+        Err(_) | Ok(()) => Ok(()),
     }
 }
 

@@ -208,6 +208,7 @@ fn our_fields_in_dragonflys_packages_are_these() {
         "Host.quic_port 1001",
         "Host.tcp_port 1000",
         "NeedBackToSourceResponse.lease 1000",
+        "PersistentCacheTask.generation 1002",
         "PersistentCacheTask.replicas 1000",
         "PersistentCacheTask.schedulers 1001",
         "ReadPersistentCacheTaskFinished.receipt 1000",
@@ -220,6 +221,7 @@ fn our_fields_in_dragonflys_packages_are_these() {
         "RegisterPersistentCachePeerRequest.restate 1000",
         "UploadPersistentCacheTaskFinishedRequest.ack 1000",
         "UploadPersistentCacheTaskFinishedRequest.crcs 1001",
+        "UploadPersistentCacheTaskFinishedRequest.generation 1002",
     ];
     assert_eq!(ours, expected);
 }

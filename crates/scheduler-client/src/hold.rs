@@ -68,6 +68,11 @@ pub enum Command {
         /// Later generations stay.
         generation: u64,
     },
+    /// Keep a replica no longer, but as an ordinary copy.
+    Demote {
+        /// The task.
+        task: TaskKey,
+    },
 }
 
 /// An order of a scheduler. It wants an answer; one that is dropped without is given again after the next reconnect.
@@ -260,12 +265,19 @@ impl Stay<'_> {
 
     fn take(&mut self, response: HoldResponse) {
         let scheduler = self.member.address;
-        let (id, kind, task, command) = match response.response {
+        type Make = Box<dyn FnOnce(TaskKey) -> Command>;
+        let (id, kind, task, command): (_, _, _, Make) = match response.response {
             Some(hold_response::Response::Replicate(order)) => {
-                (order.order, order.kind, order.id, Err(order.parents))
+                let parents = order.parents;
+                (order.order, order.kind, order.id, Box::new(|task| Command::Replicate { task, parents }))
             }
             Some(hold_response::Response::Drop(order)) => {
-                (order.order, order.kind, order.id, Ok(order.generation))
+                let generation = order.generation;
+                let command = move |task| Command::Drop { task, generation };
+                (order.order, order.kind, order.id, Box::new(command))
+            }
+            Some(hold_response::Response::Demote(order)) => {
+                (order.order, order.kind, order.id, Box::new(|task| Command::Demote { task }))
             }
             // A second welcome tells of a changed ring.
             Some(hold_response::Response::Welcome(welcome)) => {
@@ -277,11 +289,7 @@ impl Stay<'_> {
         let Some((kind, task)) = kind_from_wire(kind).zip(TaskId::parse(&task).ok()) else {
             return self.decline(id, "unknown kind of task or malformed task id");
         };
-        let task = TaskKey { kind, id: task };
-        let command = match command {
-            Ok(generation) => Command::Drop { task, generation },
-            Err(parents) => Command::Replicate { task, parents },
-        };
+        let command = command(TaskKey { kind, id: task });
         let order = Order { scheduler, command, id, answers: self.answers_tx.clone() };
         // Waiting for room here would stop the beats.
         if self.shared.orders.try_send(order).is_err() {

@@ -45,7 +45,7 @@ use damselfly_core::{HostId, PeerId, TaskKey, Tick};
 pub use config::Config;
 pub use event::{
     About, Answer, Copy, Effect, Ending, Event, HoldId, HoldMessage, Holding, HostInfo, Order, Parent,
-    PeerEvent, PeerMessage, PieceReport, Priority, Register, Restate, StreamId,
+    PeerEvent, PeerMessage, PieceReport, Priority, Register, Restate, StreamId, Tombstone,
 };
 pub use keep::{KeepError, KeepView, ReplicaView, Upload};
 pub use peers::PeerState;

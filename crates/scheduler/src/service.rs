@@ -229,6 +229,12 @@ impl SchedulerService {
         prost_types::Timestamp::from(self.started_at + tick.since(Tick(0)))
     }
 
+    /// The time since 1970, as imports are told apart by it.
+    fn wall_micros(&self) -> u64 {
+        let since = (self.started_at + self.started.elapsed()).duration_since(SystemTime::UNIX_EPOCH);
+        since.ok().and_then(|since| u64::try_from(since.as_micros()).ok()).unwrap_or_default()
+    }
+
     fn next_id(&self) -> u64 {
         self.ids.fetch_add(1, Ordering::Relaxed)
     }

@@ -37,4 +37,4 @@ pub use meta::{Facts, ImportId, Meta, NewTask, UploadName};
 pub use output::{Output, OutputPolicy, OutputWay};
 pub use store::{Collected, Deleted, Import, Imported, NewImport, Options, Store, Usage};
 pub use task::{Committed, PieceRef, PieceSlot, Pin, TaskContent, UnitWriter};
-pub use tombstone::Tombstone;
+pub use tombstone::{Reach, Tombstone};

@@ -28,6 +28,8 @@ pub struct NewTask {
     pub replica_target: u64,
     /// The whole content's digest as `algorithm:value`, when known.
     pub digest: Option<String>,
+    /// The generation that others know it by, where somebody else has named it already.
+    pub generation: Option<u64>,
 }
 
 /// Where the id of an import comes from.

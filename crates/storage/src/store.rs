@@ -18,7 +18,7 @@ use crate::meta::NewTask;
 use crate::sidecar::{Header, SidecarFile};
 use crate::system::{Machine, System};
 use crate::task::TaskContent;
-use crate::tombstone::{Tombstone, Tombstones};
+use crate::tombstone::{Reach, Tombstone, Tombstones};
 
 mod collect;
 mod import;
@@ -158,6 +158,7 @@ impl Store {
         }
         // A deleted generation may be known to others as such: go on after it.
         let generation = tombstones.generation(key).map_or(1, |deleted| deleted + 1);
+        let generation = generation.max(new.generation.unwrap_or_default());
         let task = self.create(key, new, generation)?;
         self.tasks.lock().insert(key.clone(), Arc::clone(&task));
         Ok(task)
@@ -239,13 +240,34 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unknown`]; [`StoreError::InUse`] while it is pinned or being written; a failing disk.
     pub fn delete(&self, key: &TaskKey) -> Result<Deleted, StoreError> {
+        self.delete_within(key, Reach::Here)
+    }
+
+    /// The same because the task is deleted in the whole cluster, which its tombstone tells.
+    ///
+    /// # Errors
+    /// As [`Self::delete`].
+    pub fn delete_everywhere(&self, key: &TaskKey) -> Result<Deleted, StoreError> {
+        self.delete_within(key, Reach::Everywhere)
+    }
+
+    /// What was deleted here turns out to be deleted in the whole cluster, up to `generation`.
+    ///
+    /// # Errors
+    /// A failing disk.
+    pub fn deleted_everywhere(&self, key: &TaskKey, generation: u64) -> Result<(), StoreError> {
+        let mut tombstones = self.changing.lock();
+        tombstones.widen(&self.shared.layout, &*self.shared.system, key, generation)
+    }
+
+    fn delete_within(&self, key: &TaskKey, reach: Reach) -> Result<Deleted, StoreError> {
         let mut tombstones = self.changing.lock();
         let task = self.get(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
         let meta = task.meta();
         let bytes = task.end(true)?;
         // The tombstone first: after a crash in between, opening the store finishes the deletion.
         let (shared, generation) = (&self.shared, meta.generation);
-        let buried = tombstones.add(&shared.layout, &*shared.system, key, generation, meta.ttl_left);
+        let buried = tombstones.add(&shared.layout, &*shared.system, key, generation, meta.ttl_left, reach);
         self.clear(&task)?;
         buried?;
         Ok(Deleted { key: key.clone(), generation, bytes })

@@ -15,6 +15,15 @@ use crate::layout::Layout;
 use crate::sidecar::header::{kind_code, kind_of};
 use crate::system::System;
 
+/// Where a task was deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// This host's copy was.
+    Here,
+    /// All copies were: none of that generation may come back anywhere.
+    Everywhere,
+}
+
 /// A deleted task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tombstone {
@@ -24,10 +33,12 @@ pub struct Tombstone {
     pub generation: u64,
     /// How long the deleted task would still have lived.
     pub left: Duration,
+    /// Where it was deleted.
+    pub reach: Reach,
 }
 
 const MAGIC: [u8; 16] = *b"damselfly-tomb 1";
-/// kind, id length, 2 of padding, crc, generation, boot, since boot, wall, left, id.
+/// kind, id length, reach, 1 of padding, crc, generation, boot, since boot, wall, left, id.
 const ENTRY: usize = 8 + 8 + 16 + 8 + 8 + 8 + 128;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +47,7 @@ struct Entry {
     generation: u64,
     from: Moment,
     left: Duration,
+    reach: Reach,
 }
 
 impl Entry {
@@ -49,6 +61,7 @@ impl Entry {
         let mut entry = [0; ENTRY];
         entry[0] = kind_code(self.key.kind);
         entry[1] = u8::try_from(id.len()).unwrap_or(u8::MAX); // ids have at most 128 digits
+        entry[2] = u8::from(self.reach == Reach::Everywhere);
         entry[8..16].copy_from_slice(&self.generation.to_le_bytes());
         entry[16..32].copy_from_slice(&self.from.boot.0);
         entry[32..40].copy_from_slice(&micros(self.from.since_boot));
@@ -76,6 +89,7 @@ impl Entry {
             generation: long(8)?,
             from: Moment { boot, since_boot: time(32)?, wall: time(40)? },
             left: time(48)?,
+            reach: if entry[2] == 1 { Reach::Everywhere } else { Reach::Here },
         })
     }
 }
@@ -125,6 +139,7 @@ impl Tombstones {
             key: entry.key.clone(),
             generation: entry.generation,
             left: entry.left(now),
+            reach: entry.reach,
         })
         .collect()
     }
@@ -137,12 +152,13 @@ impl Tombstones {
         key: &TaskKey,
         generation: u64,
         left: Duration,
+        reach: Reach,
     ) -> Result<(), StoreError> {
         if left.is_zero() {
             return Ok(());
         }
         let now = system.now();
-        let entry = Entry { key: key.clone(), generation, from: now, left };
+        let entry = Entry { key: key.clone(), generation, from: now, left, reach };
         let expired = self.entries.iter().filter(|entry| entry.left(&now).is_zero()).count();
         let place = self.entries.len();
         self.entries.push(entry.clone());
@@ -164,6 +180,27 @@ impl Tombstones {
             self.entries.pop();
         }
         written
+    }
+
+    /// What was recorded as deleted here, up to `generation`, was deleted everywhere.
+    pub(crate) fn widen(
+        &mut self,
+        layout: &Layout,
+        system: &dyn System,
+        key: &TaskKey,
+        generation: u64,
+    ) -> Result<(), StoreError> {
+        let meant = |entry: &&Entry| entry.key == *key && entry.generation <= generation;
+        let Some(newest) = self.entries.iter().filter(meant).max_by_key(|entry| entry.generation) else {
+            return Ok(());
+        };
+        let generation = newest.generation;
+        let same = |entry: &&Entry| entry.key == *key && entry.generation == generation;
+        if self.entries.iter().filter(same).any(|entry| entry.reach == Reach::Everywhere) {
+            return Ok(());
+        }
+        let left = newest.left(&system.now());
+        self.add(layout, system, key, generation, left, Reach::Everywhere)
     }
 
     /// Drops the expired ones here, and on disk when that is due anyway.

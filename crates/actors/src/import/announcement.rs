@@ -65,6 +65,7 @@ impl Announcement {
             task_id: id.to_string(),
             peer_id: self.peer_id.to_string(),
             ack: if handle.ours() { self.wanted.ack } else { 0 },
+            generation: if handle.ours() { imported.content.meta().generation } else { 0 },
             crcs: if handle.ours() { imported.crcs.iter().map(|crc| crc.0).collect() } else { Vec::new() },
         };
         let answer = handle.upload_persistent_cache_task_finished(request, REPLICATING).await;

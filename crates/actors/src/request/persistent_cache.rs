@@ -132,6 +132,7 @@ async fn facts(engine: &Engine, key: &TaskKey, persistent: bool) -> Result<Facts
             ttl,
             persistent,
             replica_target: task.persistent_replica_count,
+            generation: Some(task.generation).filter(|generation| *generation > 0),
             ..NewTask::default()
         },
     })

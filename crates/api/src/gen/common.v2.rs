@@ -261,6 +261,9 @@ pub struct PersistentCacheTask {
     /// Damselfly: schedulers that know of the task's hosts; with one, its loss ends the repair of replicas.
     #[prost(uint32, tag = "1001")]
     pub schedulers: u32,
+    /// Damselfly: what tells this import from others under the same id; 0 while unknown.
+    #[prost(uint64, tag = "1002")]
+    pub generation: u64,
 }
 /// A daemon's host. Dragonfly's scheduler refuses ports below 1024 and an empty hostname.
 #[derive(Clone, PartialEq, ::prost::Message)]

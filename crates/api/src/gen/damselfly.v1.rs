@@ -289,6 +289,11 @@ pub struct Holding {
     /// Of private content: the URL it comes from, user, password and query values replaced.
     #[prost(string, tag = "14")]
     pub url: ::prost::alloc::string::String,
+    /// What the task was made with.
+    #[prost(string, optional, tag = "15")]
+    pub tag: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "16")]
+    pub application: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// Tasks that were deleted on this host and are not to be counted or brought back.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -305,6 +310,12 @@ pub struct Tombstone {
     pub id: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]
     pub generation: u64,
+    /// The task was deleted in the whole cluster, not this host's copy alone.
+    #[prost(bool, tag = "4")]
+    pub everywhere: bool,
+    /// What would have been left of its time.
+    #[prost(message, optional, tag = "5")]
+    pub ttl_left: ::core::option::Option<::prost_types::Duration>,
 }
 /// The host goes on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -328,7 +339,7 @@ pub struct Done {
 /// From the scheduler. `welcome` comes first and once.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HoldResponse {
-    #[prost(oneof = "hold_response::Response", tags = "1, 2, 3")]
+    #[prost(oneof = "hold_response::Response", tags = "1, 2, 3, 4")]
     pub response: ::core::option::Option<hold_response::Response>,
 }
 /// Nested message and enum types in `HoldResponse`.
@@ -341,6 +352,8 @@ pub mod hold_response {
         Replicate(super::Replicate),
         #[prost(message, tag = "3")]
         Drop(super::Drop),
+        #[prost(message, tag = "4")]
+        Demote(super::Demote),
     }
 }
 /// Who answers.
@@ -381,6 +394,16 @@ pub struct Drop {
     /// Later generations stay.
     #[prost(uint64, tag = "4")]
     pub generation: u64,
+}
+/// Order to keep a replica no longer: what is there is an ordinary copy from then on, which may be evicted.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Demote {
+    #[prost(uint64, tag = "1")]
+    pub order: u64,
+    #[prost(enumeration = "TaskKind", tag = "2")]
+    pub kind: i32,
+    #[prost(string, tag = "3")]
+    pub id: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod cluster_client {

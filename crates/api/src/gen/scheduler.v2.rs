@@ -891,6 +891,9 @@ pub struct UploadPersistentCacheTaskFinishedRequest {
     /// Damselfly: CRC-32 of every piece, from the first to the last; the ledger of the task.
     #[prost(fixed32, repeated, tag = "1001")]
     pub crcs: ::prost::alloc::vec::Vec<u32>,
+    /// Damselfly: what tells this import from others under the same id; all copies of it get the same.
+    #[prost(uint64, tag = "1002")]
+    pub generation: u64,
 }
 /// The import of a persistent cache task by this peer failed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

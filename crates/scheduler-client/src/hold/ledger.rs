@@ -21,7 +21,7 @@ pub(super) struct Ledger {
     /// By kind and id, a hash of the holding without its time left, which passes by itself, and without CRCs, which
     /// follow from the rest.
     told: HashMap<(i32, String), Told>,
-    buried: HashSet<(i32, String, u64)>,
+    buried: HashSet<(i32, String, u64, bool)>,
 }
 
 #[derive(Clone, Debug)]
@@ -74,12 +74,11 @@ impl Ledger {
     }
 
     fn bury(&mut self, tombstones: Vec<Tombstone>, queue: &mut VecDeque<HoldRequest>) {
-        let now: HashSet<_> =
-            tombstones.iter().map(|stone| (stone.kind, stone.id.clone(), stone.generation)).collect();
-        let fresh: Vec<Tombstone> = tombstones
-            .into_iter()
-            .filter(|stone| !self.buried.contains(&(stone.kind, stone.id.clone(), stone.generation)))
-            .collect();
+        // But for the time left, which passes by itself.
+        let told = |stone: &Tombstone| (stone.kind, stone.id.clone(), stone.generation, stone.everywhere);
+        let now: HashSet<_> = tombstones.iter().map(told).collect();
+        let fresh: Vec<Tombstone> =
+            tombstones.into_iter().filter(|stone| !self.buried.contains(&told(stone))).collect();
         self.buried = now;
         for part in fresh.chunks(STONES) {
             let tombstones = Tombstones { tombstones: part.to_vec() };
@@ -228,6 +227,17 @@ mod tests {
         assert!(!told.last);
         assert_eq!(told.holdings, [holding("b", &[3]), holding("d", &[]), holding("c", &[0])]);
         assert_eq!(stones.tombstones, [stone("y")]);
+
+        // One that is about more than it was is news.
+        let wider = Tombstone { everywhere: true, ttl_left: left(7), ..stone("x") };
+        let held = || vec![with_ttl(8), holding("b", &[3]), holding("d", &[])];
+        ledger.changes(held(), vec![stone("x"), wider.clone(), stone("y")], &mut queue);
+        let requests = drain(&mut queue);
+        let [hold_request::Request::Tombstones(stones)] = &requests[..] else { panic!("{requests:?}") };
+        assert_eq!(stones.tombstones, [wider.clone()]);
+        let older = Tombstone { ttl_left: left(6), ..wider };
+        ledger.changes(held(), vec![stone("x"), older, stone("y")], &mut queue);
+        assert_eq!(drain(&mut queue), []);
 
         ledger.changes(vec![with_ttl(8), holding("b", &[3]), holding("d", &[])], vec![], &mut queue);
         assert_eq!(drain(&mut queue), []);

@@ -209,6 +209,23 @@ pub struct Holding {
     pub replica_target: u64,
     /// What is left of its time.
     pub ttl_left: Duration,
+    /// The tag it was made with.
+    pub tag: Option<String>,
+    /// The application it was made with.
+    pub application: Option<String>,
+}
+
+/// A task deleted on a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tombstone {
+    /// Which.
+    pub task: TaskKey,
+    /// Up to which version, as the daemon counts them.
+    pub generation: u64,
+    /// It was deleted in the whole cluster.
+    pub everywhere: bool,
+    /// What would be left of its time.
+    pub ttl_left: Duration,
 }
 
 /// What a daemon says on its Hold stream.
@@ -232,8 +249,8 @@ pub enum HoldMessage {
         /// Why not.
         error: Option<String>,
     },
-    /// Tasks deleted there, each up to a version as the daemon counts them.
-    Tombstones(Vec<(TaskKey, u64)>),
+    /// Tasks deleted there.
+    Tombstones(Vec<Tombstone>),
     /// It goes on purpose.
     Leaving {
         /// To come back with its content.
@@ -368,6 +385,8 @@ pub enum Order {
     Replicate(TaskKey),
     /// Delete a task up to this version, as its daemon counts them.
     Drop(TaskKey, u64),
+    /// Keep a replica no longer: it is an ordinary copy from then on, which may be evicted.
+    Demote(TaskKey),
 }
 
 /// What a host of Dragonfly's is to do with its copy of a persistent cache task.

@@ -81,6 +81,8 @@ impl Host {
 pub(super) enum Announced {
     /// Nothing that scheduling looks at.
     Same,
+    /// It has more room than before, and nothing else has changed.
+    Emptier,
     /// The host is new, back, or serves others than before.
     Changed,
     /// Its former process is gone, and with it the former peers.
@@ -145,6 +147,7 @@ impl Hosts {
         let changed = !host.alive
             || host.info.disable_shared != info.disable_shared
             || host.info.incarnation.is_some() != info.incarnation.is_some();
+        let emptier = info.disk_free > host.info.disk_free;
         host.alive = true;
         host.misses = 0;
         host.next_probe = now + config.probe_interval;
@@ -154,6 +157,7 @@ impl Hosts {
         match (restarted, changed) {
             (true, _) => Announced::Restarted,
             (false, true) => Announced::Changed,
+            (false, false) if emptier => Announced::Emptier,
             (false, false) => Announced::Same,
         }
     }

@@ -16,17 +16,19 @@ use damselfly_core::{Geometry, HostId, PeerId, PieceSet, TaskKey, Tick};
 use thiserror::Error;
 
 use super::Cx;
-use super::event::{Copy, Effect, Order};
-use super::hosts::Host;
+use super::event::Holding;
 use super::peers::{Peer, PeerState};
 use super::tasks::{Task, TaskState};
+use failures::Failure;
+pub(super) use graves::Grave;
+use orders::Given;
 
+mod failures;
+mod graves;
 mod imports;
+mod orders;
+mod places;
 
-/// Orders under way in the whole cluster: repair must not take all the bandwidth there is.
-const MAX_ORDERS: usize = 32;
-/// How long a host that failed to make a copy is not asked for another.
-const RETRY: Duration = Duration::from_secs(30);
 /// How long copies of a host that has just come back are waited for before they count as lost.
 const LISTING: Duration = Duration::from_secs(5);
 
@@ -81,12 +83,14 @@ pub(super) struct Keep {
     target: u64,
     ttl: Duration,
     created: Tick,
+    /// What tells this import from others under the same id; 0 while unknown.
+    generation: u64,
     progress: Progress,
     importer: Option<HostId>,
-    /// Hosts that are to make a copy, or to make theirs a replica.
-    orders: BTreeMap<HostId, u64>,
-    /// Hosts that could not, and until when they are not asked again.
-    failed: BTreeMap<HostId, Tick>,
+    /// Hosts that are to make a copy, to make theirs a replica, or to make their replica an ordinary copy.
+    orders: BTreeMap<HostId, Given>,
+    /// Hosts that could not.
+    failed: BTreeMap<HostId, Failure>,
     /// Nothing is ordered before.
     not_before: Tick,
 }
@@ -95,15 +99,6 @@ impl Keep {
     fn expires(&self) -> Tick {
         self.created + self.ttl
     }
-}
-
-/// Deleted content that must not come back with hosts that were away.
-#[derive(Debug)]
-pub(super) struct Grave {
-    /// When its time would have been over anyway.
-    until: Tick,
-    /// What each host had of it, as its daemon counts the versions.
-    generations: BTreeMap<HostId, u64>,
 }
 
 /// One copy.
@@ -136,6 +131,8 @@ pub struct KeepView {
     pub ttl: Duration,
     /// When it was imported, or first heard of.
     pub created: Tick,
+    /// What tells this import from others under the same id; 0 while unknown.
+    pub generation: u64,
     /// When it was heard of last.
     pub updated: Tick,
     /// Its copies.
@@ -168,9 +165,18 @@ impl Task {
     }
 
     /// A host that holds a copy says what it was to be kept for: that makes a task of it again after this scheduler's start.
-    pub(super) fn kept(&mut self, target: u64, ttl_left: Duration, cx: &mut Cx<'_>) {
+    pub(super) fn kept(&mut self, holding: &Holding, cx: &mut Cx<'_>) {
+        let Holding { replica_target: target, ttl_left, generation, .. } = *holding;
+        // After this scheduler's start nobody else can say them.
+        self.about.tag = self.about.tag.take().or_else(|| holding.tag.clone());
+        self.about.application = self.about.application.take().or_else(|| holding.application.clone());
         match &mut self.keep {
             Some(keep) => {
+                if keep.importer.is_none() {
+                    // Nobody knows whose word is the latest; a replica too many does no harm.
+                    keep.target = keep.target.max(target);
+                    keep.generation = keep.generation.max(generation);
+                }
                 // Imported again where it is: it lives on.
                 let left = keep.expires().since(cx.now);
                 if ttl_left > left + Duration::from_secs(60) {
@@ -182,6 +188,7 @@ impl Task {
                     target,
                     ttl: ttl_left,
                     created: cx.now,
+                    generation,
                     progress: Progress::Succeeded,
                     importer: None,
                     orders: BTreeMap::new(),
@@ -204,121 +211,4 @@ impl Task {
             keep.not_before = keep.not_before.max(cx.now + LISTING);
         }
     }
-
-    /// Orders what is missing of the replicas.
-    pub(super) fn replicate(&mut self, cx: &mut Cx<'_>) {
-        let Some(mut keep) = self.keep.take() else { return };
-        keep.failed.retain(|_, until| *until > cx.now);
-        keep.orders.retain(|host, order| {
-            let stays = cx.hosts.get(host).is_some_and(|host| host.alive);
-            if !stays {
-                cx.orders.remove(order);
-            }
-            stays
-        });
-        let due =
-            keep.progress == Progress::Succeeded && cx.now >= keep.not_before && cx.now >= cx.grace_until;
-        if due && keep.expires() > cx.now {
-            self.order_missing(&mut keep, cx);
-        }
-        self.keep = Some(keep);
-    }
-
-    fn order_missing(&self, keep: &mut Keep, cx: &mut Cx<'_>) {
-        let replicas = self.peers.values().filter(|peer| peer.persistent && self.is_copy(peer));
-        let there =
-            replicas.filter(|peer| cx.hosts.get(&peer.host).is_some_and(|host| counts(host, cx))).count();
-        let target = usize::try_from(keep.target).unwrap_or(usize::MAX);
-        let mut missing = target.saturating_sub(there + keep.orders.len());
-        let somebody_has_it = self.peers.values().any(|peer| self.is_copy(peer) && peer.potential);
-        if missing == 0 || !(somebody_has_it || self.is_empty_content()) {
-            return;
-        }
-        for (host, promote) in self.places(keep, cx) {
-            if missing == 0 {
-                return;
-            }
-            if cx.orders.len() >= MAX_ORDERS {
-                cx.starved.insert(self.key.clone());
-                return;
-            }
-            let id = cx.new_lease();
-            let Some(place) = cx.hosts.get(&host) else { continue };
-            let effect = match place.hold {
-                Some(hold) => Effect::Order(hold, id, Order::Replicate(self.key.clone())),
-                None => Effect::Copy {
-                    order: id,
-                    task: self.key.clone(),
-                    host: host.clone(),
-                    address: place.info.address,
-                    copy: if promote { Copy::Promote } else { self.fetch_as_replica() },
-                },
-            };
-            cx.out.push(effect);
-            cx.orders.insert(id, (self.key.clone(), host.clone()));
-            keep.orders.insert(host, id);
-            missing -= 1;
-        }
-        if missing > 0 {
-            // Until another host comes.
-            cx.starved.insert(self.key.clone());
-        }
-    }
-
-    fn fetch_as_replica(&self) -> Copy {
-        Copy::Fetch { tag: self.about.tag.clone(), application: self.about.application.clone() }
-    }
-
-    /// Where further replicas could be, best first, and whether a whole copy is there already: those first, then who has
-    /// the most room; among equals by the task, so that tasks spread.
-    fn places(&self, keep: &Keep, cx: &Cx<'_>) -> Vec<(HostId, bool)> {
-        let length = self.geometry.map_or(0, |geometry| geometry.content_length());
-        let mut places = Vec::new();
-        for host in cx.hosts.iter() {
-            let id = &host.info.id;
-            let reachable =
-                host.alive && !host.info.disable_shared && (!host.is_ours() || host.hold.is_some());
-            if !reachable || keep.orders.contains_key(id) || keep.failed.contains_key(id) {
-                continue;
-            }
-            let peer = self.peers.values().filter(|peer| peer.host == *id).max_by_key(|peer| peer.persistent);
-            let copy = peer.is_some_and(|peer| self.is_copy(peer));
-            if peer.is_some_and(|peer| peer.persistent && copy) {
-                continue;
-            }
-            if !copy && host.info.disk_free.is_some_and(|free| free < length) {
-                continue;
-            }
-            let free = host.info.disk_free.unwrap_or(0);
-            places.push((copy, free / ROUGHLY, spread(&self.key, id), id.clone()));
-        }
-        places.sort_by(|left, right| right.cmp(left));
-        places.into_iter().map(|(copy, _, _, id)| (id, copy)).collect()
-    }
-
-    /// When something about the replicas is due next.
-    pub(super) fn keep_deadline(&self, cx: &Cx<'_>) -> Option<Tick> {
-        let keep = self.keep.as_ref()?;
-        let dying = self.peers.values().filter(|peer| peer.persistent).filter_map(|peer| {
-            let host = cx.hosts.get(&peer.host).filter(|host| !host.alive)?;
-            Some(host.updated + cx.config.repair_after)
-        });
-        let at = dying.chain(keep.failed.values().copied()).chain([keep.not_before, cx.grace_until]);
-        at.chain([keep.expires()]).filter(|at| *at > cx.now).min()
-    }
-}
-
-/// Room on two hosts is told apart in steps of this many bytes: a little more is no reason to send everything there.
-const ROUGHLY: u64 = 64 << 30;
-
-fn spread(task: &TaskKey, host: &HostId) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    (task, host).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Whether what a host has counts: it lives, or may come back.
-fn counts(host: &Host, cx: &Cx<'_>) -> bool {
-    host.alive || host.updated + cx.config.repair_after > cx.now
 }

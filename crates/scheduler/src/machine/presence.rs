@@ -28,6 +28,8 @@ impl Scheduler {
         let id = info.id.clone();
         match self.hosts.announce(info, interval, &self.config, now) {
             Announced::Same => {}
+            // What had no place may have one now.
+            Announced::Emptier => self.feed_starved(),
             Announced::Changed => {
                 self.refresh_host(&id, now, out);
                 self.feed_starved();
@@ -197,8 +199,9 @@ impl Scheduler {
                 }
             }
             HoldMessage::Tombstones(tasks) => {
-                for (task, generation) in tasks {
-                    self.task_deleted(&id, &task, generation, false, now, out);
+                for stone in tasks {
+                    self.task_deleted(&id, &stone.task, stone.generation, false, now, out);
+                    self.bury(&id, &stone, now, out);
                 }
             }
             HoldMessage::Leaving { restarting: true } => self.host_dead(&id, now, out),
@@ -237,7 +240,7 @@ impl Scheduler {
             let told = Learned {
                 content_length: holding.content_length,
                 piece_length: geometry.piece_length(),
-                validator: holding.validator,
+                validator: holding.validator.clone(),
                 private: holding.private,
                 ..Learned::default()
             };
@@ -251,7 +254,7 @@ impl Scheduler {
                 task.comes_from(&holding.url);
             }
             if cache {
-                task.kept(holding.replica_target, holding.ttl_left, cx);
+                task.kept(&holding, cx);
             }
             task.learn(&peer, told, cx);
             let Some(count) = task.geometry.map(|geometry| geometry.piece_count()) else { return };
@@ -279,6 +282,9 @@ impl Scheduler {
     fn end_of_listing(&mut self, id: &HostId, now: Tick, out: &mut Vec<Effect>) {
         let listing = self.hosts.get_mut(id).and_then(|host| host.listing.take());
         let Some((since, listed)) = listing else { return };
+        // What the host keeps counts fully from now on.
+        let is_kept = |key: &&TaskKey| self.tasks.get(*key).is_some_and(|task| task.keep.is_some());
+        self.dirty.extend(listed.iter().filter(is_kept).cloned());
         let unlisted: BTreeSet<(TaskKey, PeerId)> =
             self.peers_of(id).into_iter().filter(|(key, _)| !listed.contains(key)).collect();
         for (key, peer) in unlisted {

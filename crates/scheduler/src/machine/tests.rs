@@ -1,13 +1,15 @@
 //! The machine as a whole.
 
 mod dialogues;
+mod graves;
 mod holdings;
 mod keep;
-mod kit;
+pub(super) mod kit;
 mod limits;
 mod mixed;
 mod presence;
 mod privacy;
 mod seeds;
+mod surplus;
 mod swarm;
 mod versions;

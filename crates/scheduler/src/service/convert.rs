@@ -17,7 +17,7 @@ use tonic::Status;
 use super::validate;
 use crate::machine::{
     About, Answer, Holding, HostInfo, Parent, PeerMessage, PeerState, PeerView, PieceReport, Priority,
-    Register, Restate, TaskView,
+    Register, Restate, TaskView, Tombstone,
 };
 
 /// The longest time that a piece is believed to have taken. Longer ones would make leases that never end.
@@ -215,6 +215,18 @@ pub(super) fn holding(holding: ours::Holding) -> Result<Holding, Status> {
         persistent: holding.persistent,
         replica_target: holding.replica_target.into(),
         ttl_left: holding.ttl_left.and_then(duration).unwrap_or_default(),
+        tag: holding.tag,
+        application: holding.application,
+    })
+}
+
+/// A deleted task.
+pub(super) fn tombstone(stone: ours::Tombstone) -> Result<Tombstone, Status> {
+    Ok(Tombstone {
+        task: task_key(stone.kind, &stone.id)?,
+        generation: stone.generation,
+        everywhere: stone.everywhere,
+        ttl_left: stone.ttl_left.and_then(duration).unwrap_or_default(),
     })
 }
 

@@ -120,10 +120,8 @@ impl SchedulerService {
                 HoldMessage::Holdings { holdings, last }
             }
             Request::Tombstones(ours::Tombstones { tombstones }) => {
-                let tasks = tombstones.iter().map(|tombstone| {
-                    Ok((convert::task_key(tombstone.kind, &tombstone.id)?, tombstone.generation))
-                });
-                HoldMessage::Tombstones(tasks.collect::<Result<_, Status>>()?)
+                let tombstones = tombstones.into_iter().map(convert::tombstone);
+                HoldMessage::Tombstones(tombstones.collect::<Result<_, _>>()?)
             }
             Request::Leaving(leaving) => HoldMessage::Leaving { restarting: leaving.restarting },
         };
@@ -149,6 +147,9 @@ pub(super) fn order(order: u64, what: Order) -> ours::HoldResponse {
         }),
         Order::Drop(task, generation) => {
             Reply::Drop(ours::Drop { order, kind: kind(&task), id: task.id.to_string(), generation })
+        }
+        Order::Demote(task) => {
+            Reply::Demote(ours::Demote { order, kind: kind(&task), id: task.id.to_string() })
         }
     };
     ours::HoldResponse { response: Some(response) }

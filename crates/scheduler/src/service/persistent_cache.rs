@@ -145,7 +145,10 @@ impl SchedulerService {
             )));
         }
         let crcs = request.crcs.into_iter().map(Crc).collect();
-        self.ask(|machine, now, out| machine.upload_finished(&task, &host, crcs, now, out))
+        // Dragonfly's daemons name none.
+        let generation = Some(request.generation).filter(|generation| *generation > 0);
+        let generation = generation.unwrap_or_else(|| self.wall_micros());
+        self.ask(|machine, now, out| machine.upload_finished(&task, &host, generation, crcs, now, out))
             .map_err(refused)?;
         let deadline = tokio::time::sleep(REPLICATING);
         tokio::pin!(deadline);
@@ -297,6 +300,7 @@ impl SchedulerService {
             created_at: Some(self.wall(view.created)),
             updated_at: Some(self.wall(view.updated)),
             replicas: replicas.collect(),
+            generation: view.generation,
             schedulers: u32::try_from(self.config.ring.len().max(1)).unwrap_or(u32::MAX),
         }
     }

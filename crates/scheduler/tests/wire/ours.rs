@@ -125,7 +125,7 @@ async fn hold_welcomes_and_restates_holdings() {
     assert_eq!(parents[0].id, format!("a-{}-held", &TASK[..8]));
     assert_eq!(parents[0].state, "Succeeded");
     hold.say(HoldRequest::Tombstones(ours::Tombstones {
-        tombstones: vec![ours::Tombstone { kind: 0, id: TASK.into(), generation: 0 }],
+        tombstones: vec![ours::Tombstone { id: TASK.into(), ..Default::default() }],
     }))
     .await;
     // Nobody has the content now: B may fetch it, and its list is empty.

@@ -172,7 +172,9 @@ impl Store {
     ) -> Result<Imported, StoreError> {
         let tombstones = self.changing.lock();
         self.still_open()?;
-        let mut generation = tombstones.generation(&key).map_or(1, |deleted| deleted + 1);
+        // The time tells this import from those of other hosts, of which this one knows nothing.
+        let now = u64::try_from(self.shared.system.now().wall.as_micros()).unwrap_or_default();
+        let mut generation = tombstones.generation(&key).map_or(1, |deleted| deleted + 1).max(now);
         if let Some(there) = self.get(&key) {
             if there.is_complete() {
                 let equal = same_content(&there, place, (geometry, &crcs), by_content)?;

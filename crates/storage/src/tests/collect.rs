@@ -6,7 +6,7 @@ use damselfly_core::download::Validator;
 
 use crate::system::Space;
 use crate::testing::{Bench, begin, bytes, complete, fetch, key, persistent_key, put};
-use crate::{NewTask, Store, StoreError, TaskContent};
+use crate::{NewTask, Reach, Store, StoreError, TaskContent};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -210,6 +210,40 @@ fn a_deletion_leaves_a_tombstone_until_the_ttl_would_have_ended() {
     std::fs::write(&path, "garbage").unwrap();
     drop(store);
     assert!(bench.open().tombstones().is_empty());
+}
+
+#[test]
+fn a_tombstone_tells_whether_all_copies_are_deleted() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let key = persistent_key;
+    for number in 1..=3 {
+        let generation = Some(7).filter(|_| number < 3);
+        made(&store, &key(number), NewTask { ttl: Some(HOUR), generation, ..NewTask::default() });
+    }
+    store.delete(&key(1)).unwrap();
+    store.delete_everywhere(&key(2)).unwrap();
+    store.delete(&key(3)).unwrap();
+    let told = |store: &Store, number: u32| {
+        let stones = store.tombstones().into_iter().filter(|stone| stone.key == key(number));
+        stones.map(|stone| (stone.generation, stone.reach)).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&store, 1), [(7, Reach::Here)]);
+    assert_eq!(told(&store, 2), [(7, Reach::Everywhere)]);
+    // Of a later one that was not here nothing is known.
+    store.deleted_everywhere(&key(1), 6).unwrap();
+    store.deleted_everywhere(&key(4), 9).unwrap();
+    assert_eq!(told(&store, 1).len() + told(&store, 4).len(), 1);
+    for _ in 0..2 {
+        store.deleted_everywhere(&key(1), 9).unwrap();
+    }
+    drop(store);
+    let store = bench.open();
+    assert_eq!(told(&store, 1), [(7, Reach::Here), (7, Reach::Everywhere)]);
+    assert_eq!(told(&store, 3), [(1, Reach::Here)]);
+    // What others know by its number goes on after what was deleted here, too.
+    let again = NewTask { generation: Some(5), ..NewTask::default() };
+    assert_eq!(made(&store, &key(1), again).meta().generation, 8);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Imports, deletions and orders, as the scheduler is asked and told.
+//! Imports, as the scheduler is asked and told.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,11 @@ use damselfly_core::download::Learned;
 use damselfly_core::{Crc, HostId, PeerId, TaskKey, Tick};
 
 use super::super::Scheduler;
-use super::super::event::{Copy, Effect, Ending, Order};
+use super::super::event::{Effect, Ending};
 use super::super::peers::Peer;
 use super::super::tasks::{Task, TaskState};
 use super::super::timers::Timer;
-use super::{Grave, Keep, KeepError, KeepView, Progress, RETRY, ReplicaView, Upload};
+use super::{Keep, KeepError, KeepView, Progress, ReplicaView, Upload};
 
 impl Scheduler {
     /// The persistent cache task, while its time is not over.
@@ -55,6 +55,7 @@ impl Scheduler {
             geometry: task.geometry,
             ttl: keep.ttl,
             created: keep.created,
+            generation: keep.generation,
             updated: task.updated,
             replicas: replicas.into_values().collect(),
         })
@@ -111,6 +112,7 @@ impl Scheduler {
                 target: replicas,
                 ttl,
                 created: cx.now,
+                generation: task.keep.as_ref().map_or(0, |keep| keep.generation),
                 progress,
                 importer: Some(host.clone()),
                 orders: task.keep.take().map(|keep| keep.orders).unwrap_or_default(),
@@ -132,7 +134,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// An import is complete: its host has a replica, and the others are ordered.
+    /// An import is complete: its host has a replica, and the others are ordered. `generation` tells it from other
+    /// imports under the same id.
     ///
     /// # Errors
     /// [`KeepError::NotUploading`]; [`KeepError::Exists`] when other content is known under the id: then this host's is not
@@ -141,6 +144,7 @@ impl Scheduler {
         &mut self,
         key: &TaskKey,
         host: &HostId,
+        generation: u64,
         crcs: Vec<Crc>,
         now: Tick,
         out: &mut Vec<Effect>,
@@ -151,7 +155,7 @@ impl Scheduler {
             task.holds_all(&peer, cx);
             task.restated(&peer, (0..).zip(crcs).collect(), cx);
             if let Some(keep) = &mut task.keep {
-                keep.progress = Progress::Succeeded;
+                (keep.progress, keep.generation) = (Progress::Succeeded, generation);
             }
             (task.state, task.updated) = (TaskState::Succeeded, cx.now);
             task.peers.get(&peer).is_some_and(|peer| peer.suspect)
@@ -188,54 +192,15 @@ impl Scheduler {
         }
     }
 
-    /// Deletes a task and its copies: now where hosts live, and elsewhere when they come back.
-    ///
-    /// # Errors
-    /// [`KeepError::Unknown`].
-    pub fn delete_kept(&mut self, key: &TaskKey, now: Tick, out: &mut Vec<Effect>) -> Result<(), KeepError> {
-        let Some(task) = self.live(key, now) else { return Err(KeepError::Unknown(key.clone())) };
-        let until = task.keep.as_ref().map_or(now, |keep| keep.expires());
-        let copies: Vec<(HostId, Option<u64>)> =
-            task.peers.values().map(|peer| (peer.host.clone(), peer.generation)).collect();
-        let mut generations = BTreeMap::new();
-        for (host, generation) in copies {
-            let generation = generation.unwrap_or(u64::MAX);
-            self.drop_copy(&host, key, generation, out);
-            generations.insert(host, generation);
-        }
-        self.graves.insert(key.clone(), Grave { until, generations });
-        self.forget(key, "the task was deleted", now, out);
-        self.settle(now, out);
-        Ok(())
-    }
-
-    fn drop_copy(&mut self, host: &HostId, key: &TaskKey, generation: u64, out: &mut Vec<Effect>) {
-        self.next_lease += 1;
-        let Some(place) = self.hosts.get(host).filter(|place| place.alive) else { return };
-        match place.hold {
-            Some(hold) => {
-                out.push(Effect::Order(hold, self.next_lease, Order::Drop(key.clone(), generation)));
-            }
-            None if !place.is_ours() => out.push(Effect::Copy {
-                order: self.next_lease,
-                task: key.clone(),
-                host: host.clone(),
-                address: place.info.address,
-                copy: Copy::Delete,
-            }),
-            None => {}
-        }
-    }
-
     /// Forgets a task; streams of its peers end.
-    fn forget(&mut self, key: &TaskKey, why: &str, now: Tick, out: &mut Vec<Effect>) {
+    pub(super) fn forget(&mut self, key: &TaskKey, why: &str, now: Tick, out: &mut Vec<Effect>) {
         self.with(key, now, out, |task, cx| {
             let peers: Vec<PeerId> = task.peers.keys().cloned().collect();
             for peer in peers {
                 task.remove(&peer, Ending::NotFound(why.to_owned()), cx);
             }
-            for order in task.keep.take().map(|keep| keep.orders).unwrap_or_default().into_values() {
-                cx.orders.remove(&order);
+            for given in task.keep.take().map(|keep| keep.orders).unwrap_or_default().into_values() {
+                cx.orders.remove(&given.order);
             }
         });
         self.tasks.remove(key);
@@ -245,94 +210,9 @@ impl Scheduler {
         self.timers.set(Timer::Task(key.clone()), None);
     }
 
-    /// What a host lists of deleted content goes; says whether it does.
-    pub(in crate::machine) fn is_buried(
-        &mut self,
-        host: &HostId,
-        key: &TaskKey,
-        generation: u64,
-        now: Tick,
-        out: &mut Vec<Effect>,
-    ) -> bool {
-        let Some(grave) = self.graves.get(key).filter(|grave| grave.until > now) else { return false };
-        let lives = self.live(key, now).is_some();
-        // A host that nobody remembered has what was deleted, unless somebody imported it again.
-        let buried = grave.generations.get(host).map_or(!lives, |deleted| generation <= *deleted);
-        if buried {
-            self.drop_copy(host, key, generation, out);
-        }
-        buried
-    }
-
-    /// Whether the order was this host's: nobody answers for another.
-    pub(in crate::machine) fn is_ordered(&self, order: u64, host: &HostId) -> bool {
-        self.orders.get(&order).is_some_and(|(_, ordered)| ordered == host)
-    }
-
-    /// What the host has of the task from now on is not what was deleted.
-    pub(in crate::machine) fn unearth(&mut self, key: &TaskKey, host: &HostId) {
-        if let Some(grave) = self.graves.get_mut(key) {
-            grave.generations.remove(host);
-        }
-    }
-
-    /// An order was carried out, or not.
-    pub(in crate::machine) fn order_done(
-        &mut self,
-        order: u64,
-        error: Option<&str>,
-        now: Tick,
-        out: &mut Vec<Effect>,
-    ) {
-        let Some((key, host)) = self.orders.remove(&order) else { return };
-        if error.is_none() {
-            self.unearth(&key, &host);
-        }
-        self.with(&key, now, out, |task, cx| {
-            if let Some(keep) = &mut task.keep {
-                keep.orders.remove(&host);
-                if error.is_some() {
-                    keep.failed.insert(host.clone(), cx.now + RETRY);
-                }
-            }
-            if error.is_none() {
-                let peer = task.peer_of(&host, PeerId::held(&host, &key.id), cx);
-                task.holds_all(&peer, cx);
-            }
-        });
-        self.feed_starved();
-    }
-
-    /// There is room for orders again, or another host to give them to.
-    pub(in crate::machine) fn feed_starved(&mut self) {
-        let starved = std::mem::take(&mut self.starved);
-        self.dirty.extend(starved);
-    }
-
-    /// The process that was to carry out a host's orders is gone: they are given again, to whomever.
-    pub(in crate::machine) fn orders_lost(&mut self, host: &HostId, now: Tick, out: &mut Vec<Effect>) {
-        let lost: Vec<(u64, TaskKey)> = self
-            .orders
-            .iter()
-            .filter(|(_, (_, ordered))| ordered == host)
-            .map(|(order, (task, _))| (*order, task.clone()))
-            .collect();
-        if !lost.is_empty() {
-            self.feed_starved();
-        }
-        for (order, task) in lost {
-            self.orders.remove(&order);
-            self.with(&task, now, out, |task, _| {
-                if let Some(keep) = &mut task.keep {
-                    keep.orders.remove(host);
-                }
-            });
-        }
-    }
-
     /// Forgets what is over: tasks whose time has come, imports of hosts that are gone, and graves.
     pub(in crate::machine) fn collect_kept(&mut self, now: Tick, out: &mut Vec<Effect>) {
-        self.graves.retain(|_, grave| grave.until > now);
+        self.graves.retain(|_, grave| grave.is_kept(now));
         let over: Vec<TaskKey> = self
             .tasks
             .values()

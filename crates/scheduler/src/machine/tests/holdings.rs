@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::kit::{Lab, key, learned};
-use super::presence::{holding, holdings};
+use super::presence::{holding, holdings, tombstone};
 use crate::machine::event::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -39,7 +39,8 @@ fn an_old_tombstone_does_not_remove_what_was_fetched_again() {
     lab.hello("a", 1, 1);
     let second = Holding { generation: 2, ..holding(8, &[]) };
     holdings(&mut lab, 1, vec![second], true);
-    let tombstone = |generation| Event::Hold(HoldId(1), HoldMessage::Tombstones(vec![(key(), generation)]));
+    let tombstone =
+        |generation| Event::Hold(HoldId(1), HoldMessage::Tombstones(vec![tombstone(key(), generation)]));
     lab.step(tombstone(1));
     assert!(lab.machine.task(&key()).unwrap().has_available_peer);
     lab.step(tombstone(2));

@@ -9,13 +9,13 @@ use super::presence::{holding, holdings};
 use crate::machine::event::*;
 use crate::machine::{KeepError, KeepView, Upload};
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
-fn task() -> TaskKey {
+pub(super) fn task() -> TaskKey {
     TaskKey { kind: Kind::PersistentCache, ..key() }
 }
 
-fn upload(host: &str, replicas: u64) -> Upload {
+pub(super) fn upload(host: &str, replicas: u64) -> Upload {
     Upload {
         task: task(),
         host: HostId::from(host),
@@ -29,7 +29,7 @@ fn upload(host: &str, replicas: u64) -> Upload {
 }
 
 /// Hosts of ours with a Hold each: a has 1, b has 2 and so on.
-fn lab(hosts: &[&str]) -> Lab {
+pub(super) fn lab(hosts: &[&str]) -> Lab {
     let mut lab = Lab::new(|_| {});
     for (number, name) in (1..).zip(hosts) {
         lab.hello(name, number, 1);
@@ -39,49 +39,59 @@ fn lab(hosts: &[&str]) -> Lab {
 }
 
 impl Lab {
-    fn start(&mut self, upload: Upload) -> Result<(), KeepError> {
+    pub(super) fn start(&mut self, upload: Upload) -> Result<(), KeepError> {
         let mut out = Vec::new();
         let started = self.machine.upload_started(upload, self.now, &mut out);
         self.others.extend(out);
         started
     }
 
-    fn finish(&mut self, host: &str) -> Result<(), KeepError> {
+    pub(super) fn finish(&mut self, host: &str) -> Result<(), KeepError> {
+        self.finish_as(host, 1)
+    }
+
+    pub(super) fn finish_as(&mut self, host: &str, generation: u64) -> Result<(), KeepError> {
         let mut out = Vec::new();
         let crcs = vec![Crc(1), Crc(2), Crc(3)];
         let host = HostId::from(host);
-        let finished = self.machine.upload_finished(&task(), &host, crcs, self.now, &mut out);
+        let finished = self.machine.upload_finished(&task(), &host, generation, crcs, self.now, &mut out);
         self.others.extend(out);
         finished
     }
 
-    fn import(&mut self, host: &str, replicas: u64) {
+    pub(super) fn import(&mut self, host: &str, replicas: u64) {
         self.start(upload(host, replicas)).unwrap();
         self.finish(host).unwrap();
     }
 
-    fn delete(&mut self) -> Result<(), KeepError> {
+    pub(super) fn delete(&mut self) -> Result<(), KeepError> {
         let mut out = Vec::new();
         let deleted = self.machine.delete_kept(&task(), self.now, &mut out);
         self.others.extend(out);
         deleted
     }
 
-    /// The orders given since it was last asked, as (Hold, number, whether to make a replica).
-    fn orders(&mut self) -> Vec<(u64, u64, bool)> {
+    /// The orders given since it was last asked, as (Hold, number, what).
+    pub(super) fn ordered(&mut self) -> Vec<(u64, u64, Order)> {
         let orders = self.others.drain(..).filter_map(|effect| match effect {
-            Effect::Order(hold, order, what) => Some((hold.0, order, matches!(what, Order::Replicate(_)))),
+            Effect::Order(hold, order, what) => Some((hold.0, order, what)),
             _ => None,
         });
         orders.collect()
     }
 
-    fn done(&mut self, hold: u64, order: u64, error: Option<&str>) {
+    /// The same, as (Hold, number, whether to make a replica).
+    pub(super) fn orders(&mut self) -> Vec<(u64, u64, bool)> {
+        let orders = self.ordered().into_iter();
+        orders.map(|(hold, order, what)| (hold, order, matches!(what, Order::Replicate(_)))).collect()
+    }
+
+    pub(super) fn done(&mut self, hold: u64, order: u64, error: Option<&str>) {
         let error = error.map(str::to_owned);
         self.step(Event::Hold(HoldId(hold), HoldMessage::Done { order, error }));
     }
 
-    fn beat(&mut self, holds: &[u64], time: Duration) {
+    pub(super) fn beat(&mut self, holds: &[u64], time: Duration) {
         let end = self.now + time;
         while self.now < end {
             for hold in holds {
@@ -91,12 +101,12 @@ impl Lab {
         }
     }
 
-    fn view(&self) -> KeepView {
+    pub(super) fn view(&self) -> KeepView {
         self.machine.kept(&task(), self.now).unwrap()
     }
 }
 
-fn copy() -> Holding {
+pub(super) fn copy() -> Holding {
     Holding {
         task: task(),
         persistent: true,
@@ -252,7 +262,7 @@ fn other_content_does_not_slip_in_under_an_id() {
     lab.start(upload("b", 1)).unwrap();
     let (mut out, b) = (Vec::new(), HostId::from("b"));
     let crcs = vec![Crc(1), Crc(7), Crc(3)];
-    let finished = lab.machine.upload_finished(&task(), &b, crcs, lab.now, &mut out);
+    let finished = lab.machine.upload_finished(&task(), &b, 1, crcs, lab.now, &mut out);
     assert!(matches!(finished, Err(KeepError::Exists(_))), "{finished:?}");
     let copies = lab.view().replicas;
     assert!(copies.iter().all(|copy| copy.complete == (copy.host != b)), "{copies:?}");
@@ -290,7 +300,7 @@ fn deletion_reaches_who_is_there_and_who_comes_back() {
     assert_eq!(lab.orders().iter().map(|order| (order.0, order.2)).collect::<Vec<_>>(), [(3, false)]);
     assert!(lab.machine.kept(&task(), lab.now).is_none());
     lab.import("a", 1);
-    holdings(&mut lab, 3, vec![Holding { generation: 2, ..copy() }], false);
+    holdings(&mut lab, 3, vec![Holding { generation: 2, persistent: false, ..copy() }], false);
     assert!(lab.orders().is_empty());
     assert_eq!(lab.view().replicas.len(), 2);
 }
@@ -375,4 +385,59 @@ fn dragonflys_hosts_are_called() {
     assert_eq!(lab.view().replicas_now(), 2);
     lab.delete().unwrap();
     assert!(lab.others.iter().any(|call| matches!(call, Effect::Copy { copy: Copy::Delete, .. })));
+}
+
+#[test]
+fn a_host_that_fails_is_asked_ever_more_rarely() {
+    let mut lab = lab(&["a", "b"]);
+    lab.start(Upload { ttl: 24 * HOUR, ..upload("a", 2) }).unwrap();
+    lab.finish("a").unwrap();
+    let mut pauses = Vec::new();
+    for _ in 0..9 {
+        let [(2, order, true)] = lab.orders()[..] else { panic!("{pauses:?}") };
+        lab.done(2, order, Some("no room"));
+        let since = lab.now;
+        while lab.others.is_empty() && lab.now < since + HOUR {
+            lab.beat(&[1, 2], Duration::from_secs(2));
+        }
+        pauses.push(lab.now.since(since).as_secs());
+    }
+    assert_eq!(pauses, [30, 60, 120, 240, 480, 960, 1800, 1800, 1800]);
+    // Another comes, and is asked at once.
+    let [(2, order, true)] = lab.orders()[..] else { panic!() };
+    lab.done(2, order, Some("no room"));
+    lab.hello("c", 3, 1);
+    let [(3, order, true)] = lab.orders()[..] else { panic!() };
+    lab.done(3, order, Some("no room"));
+    assert!(lab.orders().is_empty());
+    // A new process is another host.
+    lab.hello("b", 4, 2);
+    holdings(&mut lab, 4, Vec::new(), true);
+    lab.beat(&[1, 3, 4], Duration::from_secs(6));
+    let [(4, order, true)] = lab.orders()[..] else { panic!() };
+    lab.done(4, order, Some("no room"));
+    lab.beat(&[1, 3, 4], Duration::from_secs(26));
+    // c may be asked again now, and so could b soon: who failed less often comes first.
+    assert_eq!(lab.orders().iter().map(|order| order.0).collect::<Vec<_>>(), [3]);
+}
+
+#[test]
+fn a_host_that_has_room_now_is_asked_again_at_once() {
+    let mut lab = lab(&["a"]);
+    let free = |lab: &mut Lab, free| {
+        let mut info = crate::machine::hosts::tests::info("b", Some(1));
+        info.disk_free = Some(free);
+        lab.step(Event::HostAnnounced(Box::new(info), Duration::from_secs(300)));
+    };
+    lab.hello("b", 2, 1);
+    free(&mut lab, 20 * MIB);
+    lab.import("a", 2);
+    let [(2, order, true)] = lab.orders()[..] else { panic!() };
+    lab.done(2, order, Some("no room"));
+    free(&mut lab, 31 * MIB);
+    assert!(lab.orders().is_empty(), "what came and went");
+    free(&mut lab, 32 * MIB);
+    let [(2, order, true)] = lab.orders()[..] else { panic!() };
+    lab.done(2, order, None);
+    assert_eq!(lab.view().replicas_now(), 2);
 }

@@ -12,7 +12,7 @@ use crate::machine::{Config, Counters, Scheduler};
 
 pub(super) const MIB: u64 = 1 << 20;
 
-pub(super) fn key() -> TaskKey {
+pub(in crate::machine) fn key() -> TaskKey {
     TaskKey { kind: Kind::Standard, id: TaskId::parse("abcdef0123456789").unwrap() }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use damselfly_core::{Crc, PieceSet};
+use damselfly_core::{Crc, PieceSet, TaskKey};
 
 use super::kit::{Lab, MIB, key, learned, of_length, spans};
 use crate::machine::event::*;
@@ -29,6 +29,8 @@ pub(super) fn holding(pieces: u32, held: &[u32]) -> Holding {
         persistent: false,
         replica_target: 0,
         ttl_left: Duration::from_secs(3600),
+        tag: None,
+        application: None,
     }
 }
 
@@ -46,6 +48,11 @@ fn ledger_told(lab: &mut Lab, peer: &str) -> BTreeMap<u32, Crc> {
         _ => None,
     });
     facts.flatten().collect()
+}
+
+/// That the host deleted its copy.
+pub(super) fn tombstone(task: TaskKey, generation: u64) -> Tombstone {
+    Tombstone { task, generation, everywhere: false, ttl_left: Duration::from_secs(1800) }
 }
 
 pub(super) fn holdings(lab: &mut Lab, hold: u64, holdings: Vec<Holding>, last: bool) {
@@ -114,7 +121,7 @@ fn holdings_bring_holders_back() {
     assert_eq!(parents, ["c-abcdef01-held", "a-abcdef01-held"]);
     lab.pass(3 * SECOND);
     assert!(lab.leased("b/1").is_empty(), "everything is held");
-    lab.step(Event::Hold(HoldId(2), HoldMessage::Tombstones(vec![(key(), 1)])));
+    lab.step(Event::Hold(HoldId(2), HoldMessage::Tombstones(vec![tombstone(key(), 1)])));
     assert_eq!(lab.leased("b/1"), [4, 5, 6, 7]);
 }
 
