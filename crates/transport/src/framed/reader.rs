@@ -4,7 +4,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use prost::Message;
 use tonic::body::Body;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
@@ -15,13 +14,15 @@ const MAX_MESSAGE: usize = 64 << 20;
 /// The longest request.
 const MAX_REQUEST: usize = 4 << 20;
 
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
 /// Calls a method that answers with a stream of messages, whose content at field path `content` is to be handed out
 /// as it arrives. `path` is `/package.Service/Method`.
 ///
 /// # Errors
 /// The status the server refused the call with, or UNAVAILABLE when it could not be reached.
 pub async fn call<M: Message + Default>(
-    channel: &Channel,
+    channel: &(impl Service<http::Request<Body>, Response = http::Response<Body>, Error: Into<Broken>> + Clone),
     path: &'static str,
     request: &impl Message,
     content: &'static [u32],
@@ -32,11 +33,8 @@ pub async fn call<M: Message + Default>(
         .header(http::header::TE, "trailers")
         .body(Body::new(Full::new(body)))
         .map_err(|error| Status::internal(format!("cannot form a request to {path}: {error}")))?;
-    let unavailable = |error| Status::from_error(Box::<dyn std::error::Error + Send + Sync>::from(error));
-    let mut channel = channel.clone();
-    let ready: &mut Channel = channel.ready().await.map_err(unavailable)?;
-    let response = ready.call(request).await.map_err(unavailable)?;
-    FrameReader::new(response, content)
+    let answer = channel.clone().oneshot(request).await;
+    FrameReader::new(answer.map_err(|error| Status::from_error(error.into()))?, content)
 }
 
 /// Reads the messages of one response.
