@@ -1,5 +1,6 @@
 //! An import over the daemon's socket: what the source brings, in order, and on from where a broken connection left off.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use damselfly_api::damselfly::v1::StatUploadRequest;
@@ -10,7 +11,7 @@ use damselfly_api::dfdaemon::v2::{
     PersistentCacheTaskChunk, WritePersistentCacheTaskFinished, WritePersistentCacheTaskRequest,
     WritePersistentCacheTaskResponse, WritePersistentCacheTaskStarted,
 };
-use damselfly_transport::local::Direction;
+use damselfly_transport::local::{Direction, PoolError, is_broken_connection};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,7 +23,7 @@ use super::source::{CHUNK, SourceError};
 use crate::client::call;
 use crate::endpoint::Daemon;
 use crate::exit::Exit;
-use crate::failure::{Failure, Reason, is_broken_connection, root_cause};
+use crate::failure::{Failure, Reason, root_cause};
 use crate::handing::{self, NotTaken};
 use crate::ticker::Ticker;
 use crate::units;
@@ -140,7 +141,8 @@ pub(super) async fn run(
             Ok(uploaded) => return Ok(uploaded),
             Err(error) => error,
         };
-        let Some(status) = error.broken().filter(|_| !upload_id.is_empty() && retries < RETRIES) else {
+        let retried = |status: &&Status| !upload_id.is_empty() && retries < RETRIES && !is_gone(status);
+        let Some(status) = error.broken().filter(retried) else {
             return Err(given_up(plan, error));
         };
         let wait = BACKOFF * 2_u32.pow(retries);
@@ -148,6 +150,11 @@ pub(super) async fn run(
         ticker.beside(tokio::time::sleep(wait)).await;
         retries += 1;
     }
+}
+
+/// Whether no new connection was to be had: whoever says so has tried often enough.
+fn is_gone(status: &Status) -> bool {
+    status.source().is_some_and(|source| source.is::<PoolError>())
 }
 
 fn given_up(plan: &Plan, error: StreamError) -> UploadError {
@@ -194,7 +201,11 @@ async fn write(
         handing::name_token(&mut request, &token);
         warning.iter().for_each(|warning| ticker.note(warning));
     }
-    let mut client = DfdaemonDownloadClient::new(daemon.channel.clone());
+    let channel = match by {
+        By::Chunks(_) => &daemon.content,
+        By::Descriptor(_) => &daemon.channel,
+    };
+    let mut client = DfdaemonDownloadClient::new(channel.clone());
     let call = client.write_persistent_cache_task(request);
     tokio::pin!(call);
     let bytes = tokio::select! {

@@ -170,7 +170,7 @@ impl World {
         let slot = grant.slot();
         if let Grant::Use(_) = grant {
             let held = &self.slots.held[&slot];
-            let beside = self.users.iter().any(|user| *user == (grant, Purpose::Content));
+            let beside = self.users.contains(&(grant, Purpose::Content));
             match purpose {
                 Purpose::Content => assert!(self.users.iter().all(|(user, _)| user.slot() != slot)),
                 Purpose::Call => assert!(!beside || self.slots.held.len() == self.slots.max),
