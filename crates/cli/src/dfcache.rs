@@ -20,7 +20,6 @@ use self::args::{Args, Command};
 use self::config::File;
 use self::settings::Settings;
 use crate::client::print_json;
-use crate::endpoint;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Sink};
@@ -86,7 +85,7 @@ async fn attempt(args: &Args) -> Result<String, Failure> {
     if let Command::Export(export) = &args.command {
         return export::run(export, &settings, args.json).await.map(|()| String::new());
     }
-    let channel = endpoint::connect(settings.endpoint.value.as_deref()).await?.channel;
+    let channel = settings.connect().await?.channel;
     match &args.command {
         Command::Stat(stat) => known::stat(channel, title, &stat.id, args.json).await,
         Command::Ls(ls) if ls.cluster => known::list_cluster(channel, title, args.json).await,

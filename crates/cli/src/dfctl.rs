@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 
 use damselfly_api::damselfly::v1::local_client::LocalClient;
 use damselfly_api::damselfly::v1::{CancelRequest, LimitRequest, PauseRequest, ResumeRequest, TaskRef};
-use tonic::transport::Channel;
+use damselfly_transport::local::PoolChannel;
 use tonic::{Code, Status};
 
 use self::args::{Args, Command, TaskCommand};
@@ -99,7 +99,7 @@ async fn attempt(args: &Args) -> Result<String, Failure> {
     }
 }
 
-async fn limit(channel: Channel, task: &str, rate: u64, title: &'static str) -> Result<String, Failure> {
+async fn limit(channel: PoolChannel, task: &str, rate: u64, title: &'static str) -> Result<String, Failure> {
     let (task, idle) = status::resolve(&channel, task, title).await?;
     let id = task.id.clone();
     let request = LimitRequest { task: Some(task), bytes_per_second: rate };

@@ -5,18 +5,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use damselfly_actors::config::client_sockets;
-use damselfly_transport::local;
+use damselfly_transport::local::{Pool, PoolChannel, PoolOptions, Purpose};
 use thiserror::Error;
-use tonic::transport::Channel;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-
-/// A unix socket connects at once or never; the time is for a daemon whose backlog is full.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Our daemon says so in its answers' metadata; then it keeps the output clean itself.
 const OURS_KEY: &str = "x-damselfly";
@@ -26,16 +21,26 @@ pub(crate) fn is_ours(metadata: &tonic::metadata::MetadataMap) -> bool {
     metadata.contains_key(OURS_KEY)
 }
 
-/// An open connection to a daemon, or to the engine in this process.
+/// Open connections to a daemon, or to the engine in this process.
 #[derive(Clone, Debug)]
 pub struct Daemon {
-    /// The connection; cloning shares it.
-    pub channel: Channel,
-    /// Where it leads.
+    /// For calls, which share connections.
+    pub channel: PoolChannel,
+    /// For streams of content, each of which has a connection of its own.
+    pub content: PoolChannel,
+    /// Where they lead.
     pub at: At,
 }
 
-/// Where a connection leads.
+impl Daemon {
+    /// The daemon, or the engine, to which `channel` leads.
+    #[must_use]
+    pub fn new(channel: PoolChannel, at: At) -> Self {
+        Self { content: channel.for_content(), channel, at }
+    }
+}
+
+/// Where connections lead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum At {
     /// To the daemon at this socket.
@@ -99,10 +104,18 @@ impl From<ConnectError> for Failure {
 /// # Errors
 /// [`ConnectError`] naming every socket that was tried.
 pub async fn connect(explicit: Option<&Path>) -> Result<Daemon, ConnectError> {
+    connect_within(explicit, PoolOptions::default()).await
+}
+
+/// The same, within other bounds than the usual.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_within(explicit: Option<&Path>, options: PoolOptions) -> Result<Daemon, ConnectError> {
     let mut tried = Vec::new();
     for socket in candidates(explicit) {
-        match open(&socket, explicit.is_some()).await {
-            Ok(channel) => return Ok(Daemon { channel, at: At::Socket(socket) }),
+        match open(&socket, explicit.is_some(), options.clone()).await {
+            Ok(pool) => return Ok(Daemon::new(pool.channel(Purpose::Call), At::Socket(socket))),
             Err(why) => tried.push((socket, why)),
         }
     }
@@ -117,17 +130,11 @@ pub(crate) fn candidates(explicit: Option<&Path>) -> Vec<PathBuf> {
     }
 }
 
-async fn open(socket: &Path, named: bool) -> io::Result<Channel> {
+async fn open(socket: &Path, named: bool, options: PoolOptions) -> io::Result<Pool> {
     if !named {
         refuse_strangers(socket)?;
     }
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, local::connect(socket)).await;
-    match connected {
-        Ok(connected) => connected.map_err(|error| error.source),
-        Err(_elapsed) => {
-            Err(io::Error::new(io::ErrorKind::TimedOut, "the daemon does not accept connections"))
-        }
-    }
+    Pool::connect(socket, options).await.map_err(|error| error.source)
 }
 
 /// In a shared temporary directory anybody could have made a directory of the expected name, to be sent URLs and tokens.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error as _;
 
+use damselfly_transport::local::{PoolError, is_broken_connection};
 use serde::Deserialize;
 use thiserror::Error;
 use tonic::{Code, Status};
@@ -159,15 +160,11 @@ impl Failure {
     }
 }
 
-/// Whether the call failed on its way rather than at the daemon.
-pub(crate) fn is_broken_connection(status: &Status) -> bool {
-    status.source().is_some() && !matches!(status.code(), Code::OutOfRange | Code::Unimplemented)
-}
-
-/// The innermost error: tonic's own text says no more than "transport error".
+/// The innermost error, or the pool's with the socket: tonic's own text says no more than "transport error".
 pub(crate) fn root_cause(status: &Status) -> String {
     let mut cause = status.source();
-    while let Some(inner) = cause.and_then(std::error::Error::source) {
+    while let Some(inner) = cause.filter(|cause| !cause.is::<PoolError>()).and_then(std::error::Error::source)
+    {
         cause = Some(inner);
     }
     cause.map_or_else(|| status.message().to_owned(), ToString::to_string)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use damselfly_api::damselfly::v1 as local;
 use damselfly_api::damselfly::v1::local_client::LocalClient;
-use tonic::transport::Channel;
+use damselfly_transport::local::PoolChannel;
 
 use crate::endpoint::At;
 use crate::output::Output;
@@ -36,7 +36,7 @@ pub struct Delivery {
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The daemon's own numbers of a download. Dragonfly's daemons do not know the call, and a receipt can be forgotten.
-pub(crate) async fn ask(channel: &Channel, peer_id: &str) -> Option<local::Receipt> {
+pub(crate) async fn ask(channel: &PoolChannel, peer_id: &str) -> Option<local::Receipt> {
     let mut client = LocalClient::new(channel.clone());
     let request = local::GetReceiptRequest { peer_id: peer_id.to_owned() };
     let answer = tokio::time::timeout(ASK_TIMEOUT, client.get_receipt(request)).await;

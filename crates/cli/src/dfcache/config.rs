@@ -19,6 +19,7 @@ use crate::units;
 const NAME: &str = "dfcache.yaml";
 /// Bytes of content under way between the file and the socket.
 const BUFFER: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
+const CONNECTIONS: std::ops::RangeInclusive<usize> = 1..=1000;
 
 /// A value and where the file has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct File {
     pub buffer_size: Option<Found<u64>>,
     /// `client.streaming.idleTimeout`, longer than nothing.
     pub idle_timeout: Option<Found<Duration>>,
+    /// `client.streaming.maxConnections`.
+    pub max_connections: Option<Found<usize>>,
     /// `client.uds.socketPath`.
     pub socket_path: Option<Found<PathBuf>>,
     /// `client.pathMapping`.
@@ -98,6 +101,10 @@ impl File {
         let idle_timeout = reader.take("client.streaming.idleTimeout", duration, |text| {
             humantime::parse_duration(&text).ok().filter(|duration| !duration.is_zero())
         });
+        let count = "a number from 1 to 1000";
+        let max_connections = reader.take("client.streaming.maxConnections", count, |text| {
+            text.parse().ok().filter(|count| CONNECTIONS.contains(count))
+        });
         let absolute = "an absolute path";
         let socket_path = reader.take("client.uds.socketPath", absolute, |text| {
             Some(PathBuf::from(text)).filter(|path| path.is_absolute())
@@ -113,7 +120,16 @@ impl File {
             place: Some(place),
         };
         let warnings = reader.keys.into_iter().map(unknown).collect();
-        Ok((Self { transfer, content_id, buffer_size, idle_timeout, socket_path, path_mapping }, warnings))
+        let file = Self {
+            transfer,
+            content_id,
+            buffer_size,
+            idle_timeout,
+            max_connections,
+            socket_path,
+            path_mapping,
+        };
+        Ok((file, warnings))
     }
 }
 
@@ -206,7 +222,7 @@ mod tests {
     #[test]
     fn every_key_has_its_place() {
         let (file, warnings) = parse(
-            "client:\n  transfer: stream\n  contentId: blake3\n  pathMapping: /data:/mnt\n  streaming:\n    bufferSize: 8MiB\n    idleTimeout: 10s\n  uds:\n    \
+            "client:\n  transfer: stream\n  contentId: blake3\n  pathMapping: /data:/mnt\n  streaming:\n    bufferSize: 8MiB\n    idleTimeout: 10s\n    maxConnections: 8\n  uds:\n    \
              socketPath: /d.sock\n",
         )
         .unwrap();
@@ -217,6 +233,7 @@ mod tests {
         assert_eq!(file.content_id.unwrap().value, ContentId::Blake3);
         assert_eq!(file.buffer_size.unwrap().value, 8 << 20);
         assert_eq!(file.idle_timeout.unwrap().value, Duration::from_secs(10));
+        assert_eq!(file.max_connections.unwrap().value, 8);
         assert_eq!(file.socket_path.unwrap().value, Path::new("/d.sock"));
         assert_eq!(file.path_mapping.unwrap().value, "/data:/mnt".parse().unwrap());
     }
@@ -240,7 +257,7 @@ mod tests {
     #[test]
     fn wrong_values_are_named_all_at_once() {
         let wrong = parse(
-            "client:\n  transfer: pigeon\n  streaming:\n    bufferSize: 4k\n    idleTimeout: 5\n  uds: d.sock\n",
+            "client:\n  transfer: pigeon\n  streaming:\n    bufferSize: 4k\n    idleTimeout: 5\n    maxConnections: 1001\n  uds: d.sock\n",
         );
         let text = wrong.unwrap_err().to_string();
         let expected =
@@ -249,7 +266,13 @@ mod tests {
         assert!(text.contains("client.streaming.bufferSize is \"4k\""), "{text}");
         assert!(text.contains("client.streaming.idleTimeout is \"5\""), "{text}");
         assert!(text.contains("client.uds is \"d.sock\": expected a section"), "{text}");
-        assert_eq!(text.lines().count(), 4, "{text}");
+        let expected = "client.streaming.maxConnections is \"1001\": expected a number from 1 to 1000";
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(text.lines().count(), 5, "{text}");
+        for wrong in ["0", "-1", "1.5", "many", "[1]", "18446744073709551616"] {
+            let wrong = format!("client: {{streaming: {{max_connections: {wrong}}}}}");
+            assert!(parse(&wrong).is_err(), "{wrong}");
+        }
         assert!(parse("client: [").unwrap_err().to_string().contains("malformed YAML"));
         assert!(parse("").unwrap().0 == File::default());
     }

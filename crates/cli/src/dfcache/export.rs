@@ -21,7 +21,7 @@ use super::settings::{ConflictError, Origin, Settings};
 use super::spelling::{self, Spelling, SpellingError};
 use crate::by_daemon::{self, BY_DESCRIPTOR, BY_PATH, BY_STREAM, Detour, Ordered, TellError, Tried};
 use crate::client::{Limits, print_json};
-use crate::endpoint::{self, Daemon};
+use crate::endpoint::Daemon;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::handing;
@@ -177,7 +177,7 @@ pub(super) async fn run(args: &Export, settings: &Settings, json: bool) -> Resul
     let started = Instant::now();
     let plan = Arc::new(Plan::new(args, settings)?);
     let to_stdout = plan.output == Output::Stdout;
-    let connect = async { Ok(endpoint::connect(settings.endpoint.value.as_deref()).await?) };
+    let connect = async { Ok(settings.connect().await?) };
     let daemon = limits.within(false, connect).await?;
     let work = tokio::spawn(export(plan.clone(), daemon.clone(), args.no_progress || json));
     // What the daemon has fetched stays with it.
@@ -315,7 +315,7 @@ async fn by_stream(
         _ => StreamError::Failed(plan.refused(&status)),
     };
     let request = ReadPersistentCacheTaskRequest { task_id: plan.id.clone(), range: None, remote_ip: None };
-    let call = framed::call::<ReadPersistentCacheTaskResponse>(&daemon.channel, READ, &request, READ_CONTENT);
+    let call = framed::call::<ReadPersistentCacheTaskResponse>(&daemon.content, READ, &request, READ_CONTENT);
     let stream = ticker.beside(call).await.map_err(failed)?;
     let read = reading::read(stream, RangeSpec::Whole, plan.idle, sink, ticker).await;
     let Content { started, finished, bytes } = read.map_err(|why| match why {

@@ -21,7 +21,7 @@ use super::spelling::{self, Spelling, SpellingError};
 use super::upload::{self, By};
 use crate::by_daemon::{BY_DESCRIPTOR, BY_PATH, BY_STREAM, Detour, Tried};
 use crate::client::{Limits, print_json};
-use crate::endpoint::{self, Daemon};
+use crate::endpoint::Daemon;
 use crate::exit::Exit;
 use crate::failure::{Failure, Reason};
 use crate::handing;
@@ -243,7 +243,7 @@ pub(super) async fn run(args: &Import, settings: &Settings, json: bool) -> Resul
     Plan::check(args, settings)?;
     let source = async { Ok(Source::open_when_ready(args.path.clone()).await?) };
     let plan = Plan::new(args, settings, limits.within(false, source).await?)?;
-    let connect = async { Ok(endpoint::connect(settings.endpoint.value.as_deref()).await?) };
+    let connect = async { Ok(settings.connect().await?) };
     let daemon = limits.within(false, connect).await?;
     let resumes = plan.source.length().is_some();
     let plan = Arc::new(plan);

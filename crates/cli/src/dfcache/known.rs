@@ -10,8 +10,8 @@ use damselfly_api::dfdaemon::v2::{
     DeletePersistentCacheTaskRequest, ListLocalPersistentCacheTasksRequest,
     StatLocalPersistentCacheTaskResponse, StatPersistentCacheTaskRequest,
 };
+use damselfly_transport::local::PoolChannel;
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::client::call;
@@ -53,7 +53,7 @@ pub(super) fn refused(title: &'static str, id: &str, status: &Status) -> Failure
 }
 
 pub(super) async fn stat(
-    channel: Channel,
+    channel: PoolChannel,
     title: &'static str,
     id: &str,
     json: bool,
@@ -65,7 +65,7 @@ pub(super) async fn stat(
     Ok(if json { format!("{}\n", stat_json(&task)) } else { stat_text(&task) })
 }
 
-pub(super) async fn list(channel: Channel, title: &'static str, json: bool) -> Result<String, Failure> {
+pub(super) async fn list(channel: PoolChannel, title: &'static str, json: bool) -> Result<String, Failure> {
     let mut client = DfdaemonDownloadClient::new(channel).max_decoding_message_size(usize::MAX);
     let request = ListLocalPersistentCacheTasksRequest { remote_ip: None };
     let answer = client.list_local_persistent_cache_tasks(call(request)).await;
@@ -77,7 +77,7 @@ pub(super) async fn list(channel: Channel, title: &'static str, json: bool) -> R
 }
 
 pub(super) async fn list_cluster(
-    channel: Channel,
+    channel: PoolChannel,
     title: &'static str,
     json: bool,
 ) -> Result<String, Failure> {
@@ -124,7 +124,7 @@ fn name(replica: &Replica) -> &str {
 }
 
 pub(super) async fn remove(
-    channel: Channel,
+    channel: PoolChannel,
     title: &'static str,
     id: &str,
     json: bool,

@@ -9,11 +9,12 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, CommandFactory as _};
 use damselfly_actors::config::Place;
 use damselfly_core::PathMapping;
+use damselfly_transport::local::PoolOptions;
 use thiserror::Error;
 
 use super::args::{Args, ContentId, Matches, TransferMode};
 use super::config::{File, Found};
-use crate::endpoint::candidates;
+use crate::endpoint::{ConnectError, Daemon, candidates, connect_within};
 use crate::{table, units};
 
 const BUFFER_SIZE: u64 = 4 << 20;
@@ -73,6 +74,8 @@ pub struct Settings {
     pub buffer_size: Setting<u64>,
     /// How long a stream may move nothing.
     pub idle_timeout: Setting<Duration>,
+    /// Connections to the daemon at a time.
+    pub max_connections: Setting<usize>,
     /// What the daemon's host calls directories.
     pub path_mapping: Setting<PathMapping>,
 }
@@ -124,7 +127,17 @@ impl Settings {
             ),
             buffer_size: pick(None, file.buffer_size.clone(), BUFFER_SIZE),
             idle_timeout: pick(None, file.idle_timeout.clone(), IDLE_TIMEOUT),
+            max_connections: pick(None, file.max_connections.clone(), PoolOptions::default().max_connections),
         })
+    }
+
+    /// Connects to the daemon.
+    ///
+    /// # Errors
+    /// [`ConnectError`] naming every socket that was tried.
+    pub async fn connect(&self) -> Result<Daemon, ConnectError> {
+        let options = PoolOptions { max_connections: self.max_connections.value, ..PoolOptions::default() };
+        connect_within(self.endpoint.value.as_deref(), options).await
     }
 }
 
@@ -266,7 +279,7 @@ pub fn lines(file: &File) -> Result<Vec<Line>, String> {
             };
             lines.push(Line { command, option: flag(argument), value, origin: origin.to_string() });
         }
-        let Settings { buffer_size, idle_timeout, .. } = settings;
+        let Settings { buffer_size, idle_timeout, max_connections, .. } = settings;
         common = vec![
             ("client.streaming.bufferSize", units::bytes(buffer_size.value), buffer_size.origin),
             (
@@ -274,6 +287,7 @@ pub fn lines(file: &File) -> Result<Vec<Line>, String> {
                 humantime::format_duration(idle_timeout.value).to_string(),
                 idle_timeout.origin,
             ),
+            ("client.streaming.maxConnections", max_connections.value.to_string(), max_connections.origin),
         ];
     }
     let common = common.into_iter().map(|(option, value, origin)| Line {

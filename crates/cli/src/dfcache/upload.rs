@@ -1,5 +1,6 @@
 //! An import over the daemon's socket: what the source brings, in order, and on from where a broken connection left off.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use damselfly_api::dfdaemon::v2::{
     WritePersistentCacheTaskStarted,
 };
 use damselfly_transport::framed::{self, ClosedError, Envelope, FrameWriter};
-use damselfly_transport::local::Direction;
+use damselfly_transport::local::{Direction, PoolError, is_broken_connection};
 use http::HeaderMap;
 use thiserror::Error;
 use tonic::{Code, Status};
@@ -22,7 +23,7 @@ use super::source::{CHUNK, SourceError};
 use crate::client::call;
 use crate::endpoint::Daemon;
 use crate::exit::Exit;
-use crate::failure::{Failure, Reason, is_broken_connection, root_cause};
+use crate::failure::{Failure, Reason, root_cause};
 use crate::handing::{self, NotTaken};
 use crate::ticker::Ticker;
 use crate::units;
@@ -105,6 +106,11 @@ impl From<StreamError> for UploadError {
 }
 
 impl StreamError {
+    /// Whether no new connection was to be had: whoever says so has tried often enough.
+    fn is_final(&self) -> bool {
+        matches!(self, StreamError::Status(status) if status.source().is_some_and(|source| source.is::<PoolError>()))
+    }
+
     /// How the connection failed, if that is what it did.
     fn broken(&self) -> Option<String> {
         match self {
@@ -146,7 +152,8 @@ pub(super) async fn run(
             Ok(uploaded) => return Ok(uploaded),
             Err(error) => error,
         };
-        let Some(broken) = error.broken().filter(|_| !upload_id.is_empty() && retries < RETRIES) else {
+        let retried = |_: &String| !upload_id.is_empty() && retries < RETRIES && !error.is_final();
+        let Some(broken) = error.broken().filter(retried) else {
             return Err(given_up(plan, error));
         };
         let wait = BACKOFF * 2_u32.pow(retries);
@@ -199,7 +206,11 @@ async fn write(
         handing::name_token(&mut metadata, &token);
         warning.iter().for_each(|warning| ticker.note(warning));
     }
-    let (writer, call) = framed::upload(&daemon.channel, WRITE, metadata, AHEAD);
+    let channel = match by {
+        By::Chunks(_) => &daemon.content,
+        By::Descriptor(_) => &daemon.channel,
+    };
+    let (writer, call) = framed::upload(channel, WRITE, metadata, AHEAD);
     tokio::pin!(call);
     let bytes = tokio::select! {
         biased;

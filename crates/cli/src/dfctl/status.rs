@@ -6,8 +6,8 @@ use damselfly_api::damselfly::v1::local_client::LocalClient;
 use damselfly_api::damselfly::v1::{
     ActorStatus, HostStatus, ParentStatus, SchedulerStatus, StatusRequest, TaskKind, TaskRef, TaskStatus,
 };
+use damselfly_transport::local::PoolChannel;
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 
 use super::{choose, refused, tree};
 use crate::client::call;
@@ -25,7 +25,7 @@ struct Snapshot {
     actors: Vec<ActorStatus>,
 }
 
-pub(super) async fn run(channel: Channel, json: bool) -> Result<String, Failure> {
+pub(super) async fn run(channel: PoolChannel, json: bool) -> Result<String, Failure> {
     let snapshot = read(&channel, "Reading Status Failed!").await?;
     if json {
         return Ok(format!("{}\n", snapshot.json()));
@@ -36,7 +36,7 @@ pub(super) async fn run(channel: Channel, json: bool) -> Result<String, Failure>
 
 /// The task on this host that `name` means, and whether it is one that waits for its next download.
 pub(super) async fn resolve(
-    channel: &Channel,
+    channel: &PoolChannel,
     name: &str,
     title: &'static str,
 ) -> Result<(TaskRef, bool), Failure> {
@@ -47,7 +47,7 @@ pub(super) async fn resolve(
     Ok((task, idle))
 }
 
-async fn read(channel: &Channel, title: &'static str) -> Result<Snapshot, Failure> {
+async fn read(channel: &PoolChannel, title: &'static str) -> Result<Snapshot, Failure> {
     let failed = |status| refused(title, &status);
     let mut client = LocalClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
     let mut stream = client.status(call(StatusRequest {})).await.map_err(failed)?.into_inner();

@@ -6,8 +6,8 @@ use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClien
 use damselfly_api::dfdaemon::v2::{
     DeleteTaskRequest, ListLocalTasksRequest, StatLocalTaskRequest, StatLocalTaskResponse, StatTaskRequest,
 };
+use damselfly_transport::local::PoolChannel;
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 
 use super::choose;
 use crate::client::call;
@@ -22,7 +22,7 @@ const WHOLE_ID: usize = damselfly_core::TaskId::WIRE_LENGTH;
 const HEADER: [&str; 7] =
     ["ID", "PIECE LENGTH", "CONTENT LENGTH", "CREATED", "FINISHED", "FAILED", "UPDATED"];
 
-pub(super) async fn list(channel: Channel, json: bool) -> Result<String, Failure> {
+pub(super) async fn list(channel: PoolChannel, json: bool) -> Result<String, Failure> {
     let tasks = local_tasks(&channel, LIST).await?;
     if json {
         return Ok(format!("{}\n", Value::from(tasks.iter().map(local_json).collect::<Vec<_>>())));
@@ -30,7 +30,7 @@ pub(super) async fn list(channel: Channel, json: bool) -> Result<String, Failure
     Ok(table::render(&HEADER, &tasks.iter().map(row).collect::<Vec<_>>()))
 }
 
-pub(super) async fn remove(channel: Channel, name: &str) -> Result<String, Failure> {
+pub(super) async fn remove(channel: PoolChannel, name: &str) -> Result<String, Failure> {
     let id = resolve(&channel, name, REMOVE).await?;
     let request = DeleteTaskRequest { task_id: id, remote_ip: None };
     let mut client = DfdaemonDownloadClient::new(channel);
@@ -38,7 +38,7 @@ pub(super) async fn remove(channel: Channel, name: &str) -> Result<String, Failu
     Ok("Task Removed!\n".to_owned())
 }
 
-pub(super) async fn stat(channel: Channel, name: &str, json: bool) -> Result<String, Failure> {
+pub(super) async fn stat(channel: PoolChannel, name: &str, json: bool) -> Result<String, Failure> {
     let id = resolve(&channel, name, STAT).await?;
     let mut client = DfdaemonDownloadClient::new(channel);
     let request = StatLocalTaskRequest { task_id: id.clone(), remote_ip: None };
@@ -64,13 +64,16 @@ pub(super) async fn stat(channel: Channel, name: &str, json: bool) -> Result<Str
     Ok(local + &swarm.as_ref().map(swarm_text).unwrap_or_default())
 }
 
-async fn local_tasks(channel: &Channel, title: &'static str) -> Result<Vec<StatLocalTaskResponse>, Failure> {
+async fn local_tasks(
+    channel: &PoolChannel,
+    title: &'static str,
+) -> Result<Vec<StatLocalTaskResponse>, Failure> {
     let mut client = DfdaemonDownloadClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
     let listed = client.list_local_tasks(call(ListLocalTasksRequest { remote_ip: None })).await;
     listed.map(|listed| listed.into_inner().tasks).map_err(|status| Failure::of_call(title, &status))
 }
 
-async fn resolve(channel: &Channel, name: &str, title: &'static str) -> Result<String, Failure> {
+async fn resolve(channel: &PoolChannel, name: &str, title: &'static str) -> Result<String, Failure> {
     if name.len() >= WHOLE_ID {
         return Ok(name.to_owned());
     }

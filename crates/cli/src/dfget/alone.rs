@@ -55,7 +55,7 @@ impl Alone {
 
     /// The engine as the download sees it.
     pub(super) fn daemon(&self) -> Daemon {
-        Daemon { channel: self.embedded.channel(), at: At::Here(self.embedded.schedulers()) }
+        Daemon::new(self.embedded.channel().into(), At::Here(self.embedded.schedulers()))
     }
 
     /// What people are told: `why` no daemon does the work, and who takes part.

@@ -105,7 +105,7 @@ pub(super) async fn to_file(
     let download = Download { need_piece_content: true, overwrite: false, ..plan.download.clone() };
     let request = DownloadTaskRequest { download: Some(download) };
     let failed = |status: Status| Failure::of_call(TITLE, &status);
-    let call = framed::call::<DownloadTaskResponse>(&daemon.channel, DOWNLOAD, &request, DOWNLOAD_CONTENT);
+    let call = framed::call::<DownloadTaskResponse>(&daemon.content, DOWNLOAD, &request, DOWNLOAD_CONTENT);
     let mut stream = ticker.beside(call).await.map_err(failed)?;
     let mut story = Story::new(plan.range);
     let mut writing: Option<(Part, ByteRange)> = None;
@@ -174,7 +174,7 @@ pub(super) async fn to_stdout(
         _ => Failure::of_call(TITLE, &status),
     };
     let request = ReadTaskRequest { download: Some(plan.download.clone()) };
-    let call = framed::call::<ReadPersistentCacheTaskResponse>(&daemon.channel, READ, &request, READ_CONTENT);
+    let call = framed::call::<ReadPersistentCacheTaskResponse>(&daemon.content, READ, &request, READ_CONTENT);
     let stream = ticker.beside(call).await.map_err(failed)?;
     let mut stdout = Stdout::open()?;
     let Content { started, finished, bytes } =

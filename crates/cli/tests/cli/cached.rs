@@ -30,6 +30,8 @@ pub(crate) enum Write {
     Take,
     /// Break the connection when this many bytes of the content are there.
     Cut(usize),
+    /// Take no more when this many bytes of the content are there.
+    Stall(usize),
     /// Refuse it.
     Refuse(Status),
     /// Append to this file after the first chunk, and take everything.
@@ -205,7 +207,7 @@ async fn write(
     match &order {
         Write::Refuse(status) => return Err(status.clone()),
         Write::Hang => std::future::pending::<()>().await,
-        Write::Take | Write::Cut(_) | Write::Append(_) => {}
+        Write::Take | Write::Cut(_) | Write::Stall(_) | Write::Append(_) => {}
     }
     let mut append = match &order {
         Write::Append(path) => Some(path),
@@ -236,6 +238,9 @@ async fn write(
         }
         if matches!(order, Write::Cut(at) if content.len() >= at) {
             cut.notify_one();
+            std::future::pending::<()>().await;
+        }
+        if matches!(order, Write::Stall(at) if content.len() >= at) {
             std::future::pending::<()>().await;
         }
     }

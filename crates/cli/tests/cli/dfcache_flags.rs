@@ -124,6 +124,7 @@ fn defaults_are_dragonflys() {
         ("export --transfer", "auto"),
         (" client.streaming.bufferSize", "4.0 MiB"),
         (" client.streaming.idleTimeout", "5m"),
+        (" client.streaming.maxConnections", "100"),
     ] {
         assert_eq!(found[option], (value.to_owned(), "default".to_owned()), "{option}");
     }
@@ -139,7 +140,7 @@ fn flags_come_before_the_environment_before_the_file() {
     let file = home.path().join("dragonfly/dfcache.yaml");
     fs::create_dir(file.parent().unwrap()).unwrap();
     let text = "client:\n  transfer: stream\n  content_id: blake3\n  uds: {socketPath: /nowhere/file.sock}\n  streaming:\n    \
-                buffer_size: 8MiB\n";
+                buffer_size: 8MiB\n    max_connections: 7\n";
     fs::write(&file, text).unwrap();
     let user = ("XDG_CONFIG_HOME", home.path().to_str().unwrap());
     let path = file.to_str().unwrap();
@@ -150,6 +151,7 @@ fn flags_come_before_the_environment_before_the_file() {
     assert_eq!(found["import --content-id"], ("blake3".to_owned(), format!("{path}:3:15")));
     assert_eq!(found["import --endpoint"].0, "/nowhere/file.sock");
     assert_eq!(found[" client.streaming.bufferSize"].0, "8.0 MiB");
+    assert_eq!(found[" client.streaming.maxConnections"], ("7".to_owned(), format!("{path}:7:22")));
     let found = config(&[], &[user, ("DFCACHE_IMPORT_TRANSFER", "path")]);
     assert_eq!(
         found["import --transfer"],

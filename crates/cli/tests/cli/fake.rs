@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -80,10 +80,14 @@ impl Fake {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir(home.path().join("out")).unwrap();
         let socket = home.path().join("d.sock");
-        let listener = UnixListener::bind(&socket).unwrap();
         let script = Arc::new(script);
-        let shared = script.clone();
-        let server = tokio::spawn(async move {
+        let server = Self::serve(&socket, script.clone());
+        Self { script, home, socket, server }
+    }
+
+    fn serve(socket: &Path, shared: Arc<Script>) -> tokio::task::JoinHandle<()> {
+        let listener = UnixListener::bind(socket).unwrap();
+        tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let script = shared.clone();
@@ -100,8 +104,19 @@ impl Fake {
                     }
                 });
             }
-        });
-        Self { script, home, socket, server }
+        })
+    }
+
+    /// Ends: its connections break, and its socket is gone.
+    pub(crate) async fn stop(&mut self) {
+        self.server.abort();
+        assert!((&mut self.server).await.unwrap_err().is_cancelled());
+        std::fs::remove_file(&self.socket).unwrap();
+    }
+
+    /// Starts again at the same path, with what it knew.
+    pub(crate) fn start_again(&mut self) {
+        self.server = Self::serve(&self.socket, self.script.clone());
     }
 
     /// A fake that answers one download with `steps`.

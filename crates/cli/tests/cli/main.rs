@@ -18,4 +18,5 @@ mod modes;
 mod newcomer;
 mod node;
 mod paused;
+mod pooled;
 mod servers;

@@ -4,7 +4,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use prost::Message;
 use tonic::body::Body;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
@@ -15,13 +14,15 @@ const MAX_MESSAGE: usize = 64 << 20;
 /// The longest request.
 const MAX_REQUEST: usize = 4 << 20;
 
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
 /// Calls a method that answers with a stream of messages, whose content at field path `content` is to be handed out
 /// as it arrives. `path` is `/package.Service/Method`.
 ///
 /// # Errors
 /// The status the server refused the call with, or UNAVAILABLE when it could not be reached.
 pub async fn call<M: Message + Default>(
-    channel: &Channel,
+    channel: &(impl Service<http::Request<Body>, Response = http::Response<Body>, Error: Into<Broken>> + Clone),
     path: &'static str,
     request: &impl Message,
     content: &'static [u32],
@@ -34,12 +35,16 @@ pub async fn call<M: Message + Default>(
 /// Calls a method whose request is a stream of messages and whose answer is one. `metadata` goes with the call. The
 /// request is written through the [`FrameWriter`], of which at most `ahead` chunks wait for the server; dropped without an
 /// end, it resets the call.
-pub fn upload<M: Message + Default>(
-    channel: &Channel,
+pub fn upload<M, C>(
+    channel: &C,
     path: &'static str,
     metadata: http::HeaderMap,
     ahead: usize,
-) -> (FrameWriter, impl Future<Output = Result<M, Status>> + Send + use<M>) {
+) -> (FrameWriter, impl Future<Output = Result<M, Status>> + use<M, C>)
+where
+    M: Message + Default,
+    C: Service<http::Request<Body>, Response = http::Response<Body>, Error: Into<Broken>> + Clone,
+{
     let (writer, body) = writer::body(ahead, false);
     let channel = channel.clone();
     (writer, async move {
@@ -55,7 +60,7 @@ pub fn upload<M: Message + Default>(
 }
 
 async fn send(
-    mut channel: Channel,
+    channel: impl Service<http::Request<Body>, Response = http::Response<Body>, Error: Into<Broken>>,
     path: &'static str,
     metadata: http::HeaderMap,
     body: Body,
@@ -67,9 +72,8 @@ async fn send(
     let mut request =
         request.map_err(|error| Status::internal(format!("cannot form a request to {path}: {error}")))?;
     request.headers_mut().extend(metadata);
-    let unavailable = |error| Status::from_error(Box::<dyn std::error::Error + Send + Sync>::from(error));
-    let ready: &mut Channel = channel.ready().await.map_err(unavailable)?;
-    ready.call(request).await.map_err(unavailable)
+    let answer = channel.oneshot(request).await;
+    answer.map_err(|error| Status::from_error(error.into()))
 }
 
 /// Reads the messages of one response, or of one request.
