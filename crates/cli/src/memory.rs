@@ -19,16 +19,15 @@ pub(crate) fn keep_what_is_freed() {
 mod tests {
     use super::*;
 
-    fn faults() -> u64 {
-        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-        // The name, which stands in parentheses, may contain spaces.
-        stat.rsplit(')').next().unwrap().split_whitespace().nth(7).unwrap().parse().unwrap()
-    }
-
     #[test]
     fn buffers_that_come_and_go_do_not_fault_again_and_again() {
         keep_what_is_freed();
-        let churn = || {
+        // The name, which stands in parentheses before it, may contain spaces.
+        let faults = || -> u64 {
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            stat.rsplit(')').next().unwrap().split_whitespace().nth(7).unwrap().parse().unwrap()
+        };
+        let churn = move || {
             let before = faults();
             for _ in 0..100 {
                 let buffers: Vec<_> = (0..8).map(|fill: u8| black_box(vec![fill + 1; 300_000])).collect();

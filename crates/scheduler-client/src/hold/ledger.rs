@@ -234,7 +234,7 @@ mod tests {
         ledger.changes(held(), vec![stone("x"), wider.clone(), stone("y")], &mut queue);
         let requests = drain(&mut queue);
         let [hold_request::Request::Tombstones(stones)] = &requests[..] else { panic!("{requests:?}") };
-        assert_eq!(stones.tombstones, [wider.clone()]);
+        assert_eq!(stones.tombstones, std::slice::from_ref(&wider));
         let older = Tombstone { ttl_left: left(6), ..wider };
         ledger.changes(held(), vec![stone("x"), older, stone("y")], &mut queue);
         assert_eq!(drain(&mut queue), []);
