@@ -19,3 +19,4 @@ mod newcomer;
 mod node;
 mod paused;
 mod servers;
+mod uploads;
