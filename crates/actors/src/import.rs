@@ -56,6 +56,8 @@ pub(crate) struct Importer {
     cancel: CancellationToken,
     /// The file that it is read from is not any more what was begun with: nobody can go on with it.
     changed: bool,
+    /// Of an upload. After the import: the next client waits for its end.
+    turn: Option<Turn>,
     seat: Seat,
 }
 
@@ -67,6 +69,10 @@ impl Importer {
     /// PERMISSION_DENIED when the block list says so; FAILED_PRECONDITION when there are fewer hosts than replicas to
     /// wait for, or when nothing is kept that goes on where this begins; ALREADY_EXISTS when a live task has the given id; UNAVAILABLE without a scheduler; a failing disk.
     async fn begin(engine: &Arc<Engine>, wanted: Wanted, cancel: CancellationToken) -> Result<Self, Status> {
+        let turn = match wanted.name() {
+            Some(name) => Some(Turn::take(engine, name).await?),
+            None => None,
+        };
         let subject = Subject {
             application: wanted.application.as_deref().unwrap_or_default(),
             url: "",
@@ -90,7 +96,7 @@ impl Importer {
             _ => store.resume_import(new, offset),
         });
         let status = match begun {
-            Ok(Some(import)) => return Ok(Self { import, announcement, cancel, changed: false, seat }),
+            Ok(Some(import)) => return Ok(Self { import, announcement, cancel, changed: false, turn, seat }),
             Ok(None) => Status::failed_precondition(format!(
                 "the upload does not go on at byte {offset}: nothing is kept of it there; run the import again"
             )),
@@ -154,7 +160,7 @@ impl Importer {
     /// What the store says of it: ALREADY_EXISTS for other content under a given id. What the scheduler says:
     /// DEADLINE_EXCEEDED when the replicas to wait for do not come about, which leaves the import as it is.
     pub(crate) async fn finish(self, digest: Option<Digest>) -> Result<PersistentCacheTask, Status> {
-        let Self { import, mut announcement, seat, .. } = self;
+        let Self { import, mut announcement, turn, seat, .. } = self;
         seat.show("writing to the device");
         let imported = match tokio::task::block_in_place(|| import.finish(digest.as_ref())) {
             Ok(imported) => imported,
@@ -164,6 +170,8 @@ impl Importer {
                 return Err(status);
             }
         };
+        // There is nothing any more to go on with.
+        drop(turn);
         seat.show("telling the scheduler");
         let offered = offer(&mut announcement, &imported).await;
         // Only now: before, the scheduler would take this copy for one of whatever it knows under the id.
@@ -283,14 +291,11 @@ async fn run_to_its_end(
     let _cancel = cancel.drop_guard();
     let import = tokio::spawn(async move {
         engine.faults.point("import");
-        let turn = match wanted.name() {
-            Some(name) => Some(Turn::take(&engine, name).await?),
-            None => None,
-        };
         let mut importer = Importer::begin(&engine, wanted, cancelled).await?;
+        let yields = importer.turn.as_ref().map(Turn::yields).unwrap_or_default();
         let poured = tokio::select! {
             poured = input.pour(&mut importer) => poured,
-            () = Turn::wanted(turn.as_ref()) => {
+            () = yields.cancelled() => {
                 Err(Status::aborted("another client goes on with this import of the same file"))
             }
         };
@@ -312,3 +317,6 @@ async fn run_to_its_end(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,6 +93,31 @@ impl Host {
         Ok(written.into_inner().task.unwrap_or_default())
     }
 
+    /// Begins an import, and then neither sends anything nor ends.
+    ///
+    /// # Errors
+    /// As the daemon answers.
+    pub async fn write_and_hang(
+        &self,
+        started: WritePersistentCacheTaskStarted,
+    ) -> Result<PersistentCacheTask, Status> {
+        let stream = tokio_stream::once(message(Write::Started(started))).chain(tokio_stream::pending());
+        let mut client = self.download_client().await?;
+        let written = tokio::time::timeout(PATIENCE, client.write_persistent_cache_task(stream)).await;
+        let written = written.map_err(|_| Status::deadline_exceeded("the test lost its patience"))??;
+        Ok(written.into_inner().task.unwrap_or_default())
+    }
+
+    /// Waits until so many imports are under way.
+    ///
+    /// # Errors
+    /// When that takes more than a minute.
+    pub async fn imports(&self, count: usize) -> Result<(), Waited> {
+        let board = &self.daemon().engine().board;
+        let look = || board.snapshot().iter().filter(|seat| seat.path.starts_with("daemon/import ")).count();
+        wait::following(board.changes(), look, |under_way| *under_way == count).await.map(drop)
+    }
+
     /// How much of a broken upload is kept.
     ///
     /// # Errors

@@ -149,31 +149,6 @@ async fn a_pipe_may_have_a_given_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_upload_goes_on_where_it_was() {
-    let mut swarm = Swarm::start(2, "").await.unwrap();
-    let host = &swarm.hosts[0];
-    let content = Pattern::new(1, 3 * PIECE);
-    let named = || WritePersistentCacheTaskStarted { upload_id: "mine".to_owned(), ..known(content) };
-    let broken = host.write_part(named(), content, 2 * PIECE, None).await.unwrap_err();
-    assert_eq!(broken.code(), Code::Aborted, "{broken:?}");
-    assert_eq!(host.verified("mine").await.unwrap(), 2 * PIECE);
-    assert_eq!(host.verified("other").await.unwrap(), 0);
-    assert!(host.daemon().engine().store.list().is_empty(), "nothing of it is seen");
-    let wrong = WritePersistentCacheTaskStarted { offset: PIECE, ..named() };
-    let wrong = host.write(wrong, content).await.unwrap_err();
-    assert_eq!(wrong.code(), Code::FailedPrecondition, "{wrong:?}");
-    // That one ended it. Once more, and to its end.
-    host.write_part(named(), content, 2 * PIECE, None).await.unwrap_err();
-    let digest = Some(content.digest(Algorithm::Sha256));
-    let rest = WritePersistentCacheTaskStarted { offset: 2 * PIECE, ..named() };
-    let finished = Some(WritePersistentCacheTaskFinished { digest });
-    let task = host.write_part(rest, content, content.length, finished).await.unwrap();
-    assert_eq!(swarm.hosts[1].read(&task.id, None).await.unwrap(), content.to_vec());
-    assert_eq!(host.verified("mine").await.unwrap(), 0);
-    swarm.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn bad_imports_and_exports_say_what_is_wrong_and_leave_nothing() {
     let mut swarm = Swarm::start(1, "").await.unwrap();
     let host = &swarm.hosts[0];

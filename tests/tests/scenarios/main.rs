@@ -10,6 +10,7 @@ mod private;
 mod schedulers;
 mod sizes;
 mod supervision;
+mod uploads;
 
 /// The shortest length of a piece, and that of all content in these tests.
 const PIECE: u64 = 4 << 20;

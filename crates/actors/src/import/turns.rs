@@ -38,7 +38,7 @@ impl Turn {
     /// Has whoever writes the upload end, and waits for that.
     ///
     /// # Errors
-    /// ABORTED when it does not, because it is complete but for its flush and its replicas.
+    /// ABORTED when it does not: it is complete, and being flushed.
     pub(super) async fn take(engine: &Arc<Engine>, name: UploadName) -> Result<Self, Status> {
         let waiting = async {
             loop {
@@ -58,17 +58,14 @@ impl Turn {
             }
         };
         let writing = tokio::time::timeout(YIELDING, waiting).await.map_err(|_| {
-            Status::aborted("the import is being completed for another client; run it again when it is")
+            Status::aborted("the import is being completed for another client; run it again a little later")
         })?;
         Ok(Self { engine: Arc::clone(engine), name, writing })
     }
 
-    /// Waits until another client wants to write.
-    pub(super) async fn wanted(turn: Option<&Self>) {
-        match turn {
-            Some(turn) => turn.writing.yields.cancelled().await,
-            None => std::future::pending().await,
-        }
+    /// Cancelled when another client wants to write.
+    pub(super) fn yields(&self) -> CancellationToken {
+        self.writing.yields.clone()
     }
 }
 

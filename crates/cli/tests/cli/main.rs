@@ -20,3 +20,4 @@ mod node;
 mod paused;
 mod pooled;
 mod servers;
+mod uploads;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
@@ -70,6 +70,14 @@ impl Server {
 
     pub(crate) fn signal(&self, number: Signal) {
         signal(&self.child, number);
+    }
+
+    /// Has the kernel end it at once, as `kill -9` would, when one of its files is to grow past `length` bytes.
+    pub(crate) fn dies_at(&self, length: u64) {
+        let process = Pid::from_raw(self.child.id().unwrap().cast_signed());
+        for (resource, most) in [(Resource::Core, 0), (Resource::Fsize, length)] {
+            prlimit(process, resource, Rlimit { current: Some(most), maximum: Some(most) }).unwrap();
+        }
     }
 
     /// Waits for its end.
