@@ -17,6 +17,7 @@ pub mod redact;
 pub mod resource;
 pub mod task_id;
 pub mod tick;
+pub mod ttl;
 
 pub use content::Content;
 pub use digest::{Algorithm, Crc, Digest, DigestError, Hasher};
@@ -27,3 +28,4 @@ pub use mix::mix;
 pub use pieces::PieceSet;
 pub use range::{ByteRange, RangeError, RangeSpec};
 pub use tick::Tick;
+pub use ttl::PERSISTENT_CACHE_TTL;
