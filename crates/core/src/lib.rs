@@ -18,6 +18,7 @@ pub mod redact;
 pub mod resource;
 pub mod task_id;
 pub mod tick;
+pub mod ttl;
 
 pub use content::Content;
 pub use digest::{Algorithm, Crc, Digest, DigestError, Hasher};
@@ -29,3 +30,4 @@ pub use path_mapping::{MappingError, PathMapping};
 pub use pieces::PieceSet;
 pub use range::{ByteRange, RangeError, RangeSpec};
 pub use tick::Tick;
+pub use ttl::PERSISTENT_CACHE_TTL;

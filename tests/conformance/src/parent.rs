@@ -1,15 +1,17 @@
 //! A parent made of their crates. Like Dragonfly's it ends SyncPieces when all pieces asked for are told, answers one
-//! request for each connection, and closes it.
+//! request for each connection, and closes it. What schedulers order of it is handed to the test.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use damselfly_core::{ByteRange, Crc, Geometry, Kind};
+use damselfly_core::{ByteRange, Crc, Geometry, Kind, PieceSpan};
 use damselfly_tests::Pattern;
 use damselfly_transport::vortex::{PieceMeta, REQUEST_LENGTH};
-use dragonfly_api::common::v2::{CacheTask, Host, Network, Peer, PersistentCacheTask, PersistentTask, Task};
+use dragonfly_api::common::v2::{
+    CacheTask, Host, Network, Peer, PersistentCachePeer, PersistentCacheTask, PersistentTask, Task,
+};
 use dragonfly_api::dfdaemon::v2::dfdaemon_upload_server::{DfdaemonUpload, DfdaemonUploadServer};
 use dragonfly_api::dfdaemon::v2::{
     DeleteCacheTaskRequest, DeletePersistentCacheTaskRequest, DeletePersistentTaskRequest, DeleteTaskRequest,
@@ -25,7 +27,8 @@ use dragonfly_api::dfdaemon::v2::{
 use prost_wkt_types::{Duration as Span, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
@@ -43,12 +46,31 @@ pub struct Seen {
     pub wrong: Vec<String>,
 }
 
+/// What a scheduler ordered.
+#[derive(Debug)]
+pub enum Order {
+    /// Make a copy. The call lives until its sender is dropped.
+    Download(
+        DownloadPersistentCacheTaskRequest,
+        mpsc::Sender<Result<DownloadPersistentCacheTaskResponse, Status>>,
+    ),
+    /// Keep the copy, or no longer.
+    Update(UpdatePersistentCacheTaskRequest),
+    /// Delete the copy.
+    Delete(DeletePersistentCacheTaskRequest),
+}
+
 /// A running parent of theirs.
 #[derive(Debug)]
 pub struct TheirParent {
+    name: String,
     running: Running,
     content: Arc<Holding>,
+    orders: Mutex<mpsc::Receiver<Order>>,
 }
+
+/// How long a test waits for an order.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Holding {
@@ -65,6 +87,14 @@ impl TheirParent {
     /// # Panics
     /// When loopback has no port.
     pub async fn start(pattern: Pattern) -> Self {
+        Self::named("theirs", pattern).await
+    }
+
+    /// The same on a host of this name.
+    ///
+    /// # Panics
+    /// When loopback has no port.
+    pub async fn named(name: &str, pattern: Pattern) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let geometry = Geometry::derived(pattern.length).expect("a geometry");
         let content = Arc::new(Holding {
@@ -73,7 +103,8 @@ impl TheirParent {
             vortex: listener.local_addr().expect("bound"),
             seen: watch::Sender::default(),
         });
-        let service = DfdaemonUploadServer::new(Service(content.clone()));
+        let (ordered, orders) = mpsc::channel(100);
+        let service = DfdaemonUploadServer::new(Service { holding: content.clone(), ordered });
         let running = serve(Routes::new(service)).await;
         let (holding, stop) = (content.clone(), running.stop.clone());
         tokio::spawn(stop.run_until_cancelled_owned(async move {
@@ -81,7 +112,58 @@ impl TheirParent {
                 tokio::spawn(one_answer(holding.clone(), stream));
             }
         }));
-        Self { running, content }
+        Self { name: name.to_owned(), running, content, orders: Mutex::new(orders) }
+    }
+
+    /// The next order.
+    ///
+    /// # Panics
+    /// When none comes in time.
+    pub async fn order(&self) -> Order {
+        let mut orders = self.orders.lock().await;
+        let next = tokio::time::timeout(DEADLINE, orders.recv()).await;
+        next.expect("an order in time").expect("the server runs")
+    }
+
+    /// Whether an order has come that nobody has looked at.
+    pub async fn is_ordered(&self) -> bool {
+        !self.orders.lock().await.is_empty()
+    }
+
+    /// The host that it announces.
+    #[must_use]
+    pub fn host(&self) -> Host {
+        let port = i32::from(self.running.address.port());
+        Host {
+            id: format!("127.0.0.1-{}", self.name),
+            hostname: self.name.clone(),
+            ip: "127.0.0.1".to_owned(),
+            port,
+            download_port: port,
+            network: Some(Network { max_tx_bandwidth: 10_000_000_000, ..Network::default() }),
+            ..Host::default()
+        }
+    }
+
+    /// As a peer of a persistent cache task, as a scheduler of theirs names it.
+    #[must_use]
+    pub fn cache_peer(&self, task: PersistentCacheTask) -> PersistentCachePeer {
+        let now = Some(Timestamp { seconds: 1_700_000_000, nanos: 0 });
+        PersistentCachePeer {
+            id: self.peer_id(),
+            persistent: true,
+            state: "Succeeded".to_owned(),
+            cost: Some(Span { seconds: 1, nanos: 0 }),
+            task: Some(task),
+            host: Some(self.host()),
+            created_at: now,
+            updated_at: now,
+            ..PersistentCachePeer::default()
+        }
+    }
+
+    fn peer_id(&self) -> String {
+        format!("127.0.0.1-{}-8f3c5b1e-0000-4000-8000-000000000000", self.name)
     }
 
     /// What its children did so far.
@@ -94,16 +176,6 @@ impl TheirParent {
     #[must_use]
     pub fn peer(&self, task: &str, url: &str) -> Peer {
         let now = Some(Timestamp { seconds: 1_700_000_000, nanos: 0 });
-        let port = i32::from(self.running.address.port());
-        let host = Host {
-            id: "127.0.0.1-theirs".to_owned(),
-            hostname: "theirs".to_owned(),
-            ip: "127.0.0.1".to_owned(),
-            port,
-            download_port: port,
-            network: Some(Network { max_tx_bandwidth: 10_000_000_000, ..Network::default() }),
-            ..Host::default()
-        };
         let task = Task {
             id: task.to_owned(),
             url: url.to_owned(),
@@ -115,11 +187,11 @@ impl TheirParent {
             ..Task::default()
         };
         Peer {
-            id: "127.0.0.1-theirs-8f3c5b1e-0000-4000-8000-000000000000".to_owned(),
+            id: self.peer_id(),
             state: "Succeeded".to_owned(),
             cost: Some(Span { seconds: 1, nanos: 0 }),
             task: Some(task),
-            host: Some(host),
+            host: Some(self.host()),
             created_at: now,
             updated_at: now,
             ..Peer::default()
@@ -149,8 +221,11 @@ async fn one_answer(holding: Arc<Holding>, mut stream: TcpStream) {
         return;
     }
     let wrong = |what: String| holding.seen.send_modify(|seen| seen.wrong.push(what));
-    let number = match Vortex::try_from(Bytes::from(packet)) {
-        Ok(Vortex::DownloadPiece(_, request)) => request.piece_number(),
+    let (kind, number) = match Vortex::try_from(Bytes::from(packet)) {
+        Ok(Vortex::DownloadPiece(_, request)) => (Kind::Standard, request.piece_number()),
+        Ok(Vortex::DownloadPersistentCachePiece(_, request)) => {
+            (Kind::PersistentCache, request.piece_number())
+        }
         other => return wrong(format!("no request for a piece: {other:?}")),
     };
     let Some((meta, bytes)) = holding.pieces.get(number as usize) else {
@@ -158,7 +233,7 @@ async fn one_answer(holding: Arc<Holding>, mut stream: TcpStream) {
     };
     let (most, last) = bytes.split_at(bytes.len() - 1);
     let sent = async {
-        stream.write_all(&content(Kind::Standard, meta.clone())).await?;
+        stream.write_all(&content(kind, meta.clone())).await?;
         stream.write_all(most).await?;
         match stream.try_read(&mut [0]) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
@@ -173,7 +248,31 @@ async fn one_answer(holding: Arc<Holding>, mut stream: TcpStream) {
     }
 }
 
-struct Service(Arc<Holding>);
+struct Service {
+    holding: Arc<Holding>,
+    ordered: mpsc::Sender<Order>,
+}
+
+impl Service {
+    /// The places of the pieces asked for, all at once.
+    fn places<T: Send + 'static>(
+        &self,
+        (host, task, numbers): (&str, &str, Vec<u32>),
+        place: impl Fn(PieceSpan, SocketAddr) -> T,
+    ) -> Result<BoxStream<T>, Status> {
+        if host.is_empty() || task.is_empty() || numbers.is_empty() {
+            return Err(Status::invalid_argument("a host, a task and pieces"));
+        }
+        let spans = numbers.into_iter().filter_map(|number| self.holding.geometry.piece(number));
+        let places: Vec<_> = spans.map(|span| Ok(place(span, self.holding.vortex))).collect();
+        Ok(Box::pin(tokio_stream::iter(places)))
+    }
+
+    async fn ordered(&self, order: Order) {
+        // A test that has ended wants none.
+        drop(self.ordered.send(order).await);
+    }
+}
 
 service! {
     impl DfdaemonUpload for Service {
@@ -184,23 +283,62 @@ service! {
             request: Request<SyncPiecesRequest>,
         ) -> Result<Response<Self::SyncPiecesStream>, Status> {
             let request = request.into_inner();
-            let named = !request.host_id.is_empty() && !request.task_id.is_empty();
-            if !named || request.interested_piece_numbers.is_empty() {
-                return Err(Status::invalid_argument("a host, a task and pieces"));
-            }
-            let place = |number: u32| {
-                let span = self.0.geometry.piece(number)?;
-                Some(Ok(SyncPiecesResponse {
-                    number,
-                    offset: span.offset,
-                    length: span.length,
-                    ip: self.0.vortex.ip().to_string(),
-                    tcp_port: Some(self.0.vortex.port().into()),
-                    quic_port: None,
-                }))
-            };
-            let places: Vec<_> = request.interested_piece_numbers.into_iter().filter_map(place).collect();
-            Ok(Response::new(Box::pin(tokio_stream::iter(places))))
+            let asked = (&*request.host_id, &*request.task_id, request.interested_piece_numbers);
+            let places = self.places(asked, |span, vortex| SyncPiecesResponse {
+                number: span.number,
+                offset: span.offset,
+                length: span.length,
+                ip: vortex.ip().to_string(),
+                tcp_port: Some(vortex.port().into()),
+                quic_port: None,
+            })?;
+            Ok(Response::new(places))
+        }
+
+        type SyncPersistentCachePiecesStream = BoxStream<SyncPersistentCachePiecesResponse>;
+
+        async fn sync_persistent_cache_pieces(
+            &self,
+            request: Request<SyncPersistentCachePiecesRequest>,
+        ) -> Result<Response<Self::SyncPersistentCachePiecesStream>, Status> {
+            let request = request.into_inner();
+            let asked = (&*request.host_id, &*request.task_id, request.interested_piece_numbers);
+            let places = self.places(asked, |span, vortex| SyncPersistentCachePiecesResponse {
+                number: span.number,
+                offset: span.offset,
+                length: span.length,
+                ip: vortex.ip().to_string(),
+                tcp_port: Some(vortex.port().into()),
+                quic_port: None,
+            })?;
+            Ok(Response::new(places))
+        }
+
+        type DownloadPersistentCacheTaskStream = BoxStream<DownloadPersistentCacheTaskResponse>;
+
+        async fn download_persistent_cache_task(
+            &self,
+            request: Request<DownloadPersistentCacheTaskRequest>,
+        ) -> Result<Response<Self::DownloadPersistentCacheTaskStream>, Status> {
+            let (responses, stream) = mpsc::channel(8);
+            self.ordered(Order::Download(request.into_inner(), responses)).await;
+            Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        }
+
+        async fn update_persistent_cache_task(
+            &self,
+            request: Request<UpdatePersistentCacheTaskRequest>,
+        ) -> Result<Response<()>, Status> {
+            self.ordered(Order::Update(request.into_inner())).await;
+            Ok(Response::new(()))
+        }
+
+        async fn delete_persistent_cache_task(
+            &self,
+            request: Request<DeletePersistentCacheTaskRequest>,
+        ) -> Result<Response<()>, Status> {
+            self.ordered(Order::Delete(request.into_inner())).await;
+            Ok(Response::new(()))
         }
 
         type SyncHostStream = BoxStream<Host>;
@@ -229,9 +367,7 @@ service! {
         update_persistent_task(UpdatePersistentTaskRequest) -> ();
         stat_persistent_task(StatPersistentTaskRequest) -> PersistentTask;
         delete_persistent_task(DeletePersistentTaskRequest) -> ();
-        update_persistent_cache_task(UpdatePersistentCacheTaskRequest) -> ();
         stat_persistent_cache_task(StatPersistentCacheTaskRequest) -> PersistentCacheTask;
-        delete_persistent_cache_task(DeletePersistentCacheTaskRequest) -> ();
     }
     streams {
         download_task(DownloadTaskRequest) -> DownloadTaskStream of DownloadTaskResponse;
@@ -241,9 +377,5 @@ service! {
             -> DownloadPersistentTaskStream of DownloadPersistentTaskResponse;
         sync_persistent_pieces(SyncPersistentPiecesRequest)
             -> SyncPersistentPiecesStream of SyncPersistentPiecesResponse;
-        download_persistent_cache_task(DownloadPersistentCacheTaskRequest)
-            -> DownloadPersistentCacheTaskStream of DownloadPersistentCacheTaskResponse;
-        sync_persistent_cache_pieces(SyncPersistentCachePiecesRequest)
-            -> SyncPersistentCachePiecesStream of SyncPersistentCachePiecesResponse;
     }
 }

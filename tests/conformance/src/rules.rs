@@ -3,10 +3,17 @@
 
 use std::net::IpAddr;
 
-use dragonfly_api::common::v2::{Download, Host, Peer, Piece, Priority, TaskType};
+use dragonfly_api::common::v2::{
+    Download, Host, Peer, PersistentCachePeer, PersistentCacheTask, Piece, Priority, TaskType,
+};
 use dragonfly_api::scheduler::v2::announce_peer_request::Request;
 use dragonfly_api::scheduler::v2::announce_peer_response::Response;
-use dragonfly_api::scheduler::v2::{AnnouncePeerRequest, AnnouncePeerResponse};
+use dragonfly_api::scheduler::v2::announce_persistent_cache_peer_request::Request as CacheRequest;
+use dragonfly_api::scheduler::v2::announce_persistent_cache_peer_response::Response as CacheResponse;
+use dragonfly_api::scheduler::v2::{
+    AnnouncePeerRequest, AnnouncePeerResponse, AnnouncePersistentCachePeerRequest,
+    AnnouncePersistentCachePeerResponse, UploadPersistentCacheTaskStartedRequest,
+};
 
 type Checked = Result<(), String>;
 
@@ -27,14 +34,22 @@ pub fn host(host: &Host) -> Checked {
     demand((1024..65535).contains(&host.download_port), "host download port")
 }
 
+/// Whose message it is.
+///
+/// # Errors
+/// As [`host`].
+pub fn ids(host: &str, task: &str, peer: &str) -> Checked {
+    demand(!host.is_empty(), "host id")?;
+    demand(!task.is_empty(), "task id")?;
+    demand(!peer.is_empty(), "peer id")
+}
+
 /// A message of a daemon.
 ///
 /// # Errors
 /// As [`host`].
 pub fn request(message: &AnnouncePeerRequest) -> Checked {
-    demand(!message.host_id.is_empty(), "host id")?;
-    demand(!message.task_id.is_empty(), "task id")?;
-    demand(!message.peer_id.is_empty(), "peer id")?;
+    ids(&message.host_id, &message.task_id, &message.peer_id)?;
     match message.request.as_ref().ok_or("a request arm")? {
         Request::RegisterPeerRequest(register) => download(register.download.as_ref().ok_or("a download")?),
         Request::DownloadPieceFinishedRequest(finished) => piece(finished.piece.as_ref().ok_or("a piece")?),
@@ -114,4 +129,81 @@ fn peer(peer: &Peer) -> Checked {
     demand(task.url.contains("://"), "task url")?;
     demand(task.created_at.is_some() && task.updated_at.is_some(), "task times")?;
     host(peer.host.as_ref().ok_or("a host")?)
+}
+
+/// A message of a daemon about a persistent cache task.
+///
+/// # Errors
+/// As [`host`].
+pub fn cache_request(message: &AnnouncePersistentCachePeerRequest) -> Checked {
+    ids(&message.host_id, &message.task_id, &message.peer_id)?;
+    match message.request.as_ref().ok_or("a request arm")? {
+        CacheRequest::RegisterPersistentCachePeerRequest(register) => {
+            demand(register.piece_length >= 4 << 20, "piece length")?;
+            demand(register.output_path.as_deref() != Some(""), "output path")
+        }
+        CacheRequest::DownloadPieceFinishedRequest(finished) => {
+            piece(finished.piece.as_ref().ok_or("a piece")?)
+        }
+        CacheRequest::DownloadPieceFailedRequest(failed) => demand(!failed.parent_id.is_empty(), "parent id"),
+        CacheRequest::ReschedulePersistentCachePeerRequest(again) => {
+            demand(again.description.as_deref() != Some(""), "description")
+        }
+        CacheRequest::DownloadPersistentCachePeerFailedRequest(failed) => {
+            demand(failed.description.as_deref() != Some(""), "description")
+        }
+        CacheRequest::DownloadPersistentCachePeerStartedRequest(_)
+        | CacheRequest::DownloadPersistentCachePeerFinishedRequest(_) => Ok(()),
+    }
+}
+
+/// A message of a scheduler about a persistent cache task.
+///
+/// # Errors
+/// As [`host`].
+pub fn cache_response(message: &AnnouncePersistentCachePeerResponse) -> Checked {
+    match message.response.as_ref().ok_or("a response arm")? {
+        CacheResponse::NormalPersistentCacheTaskResponse(normal) => {
+            demand(!normal.candidate_cache_parents.is_empty(), "candidate parents")?;
+            normal.candidate_cache_parents.iter().try_for_each(cache_peer)
+        }
+        CacheResponse::EmptyPersistentCacheTaskResponse(_) => Ok(()),
+    }
+}
+
+/// A peer of a persistent cache task.
+///
+/// # Errors
+/// As [`host`].
+pub fn cache_peer(peer: &PersistentCachePeer) -> Checked {
+    demand(!peer.id.is_empty(), "peer id")?;
+    demand(!peer.state.is_empty(), "peer state")?;
+    demand(peer.cost.is_some(), "peer cost")?;
+    demand(peer.created_at.is_some() && peer.updated_at.is_some(), "peer times")?;
+    cache_task(peer.task.as_ref().ok_or("a task")?)?;
+    host(peer.host.as_ref().ok_or("a host")?)
+}
+
+/// A persistent cache task.
+///
+/// # Errors
+/// As [`host`].
+pub fn cache_task(task: &PersistentCacheTask) -> Checked {
+    demand(!task.id.is_empty() && !task.state.is_empty(), "task id and state")?;
+    demand(task.persistent_replica_count >= 1, "replica count")?;
+    demand((4 << 20..=64 << 20).contains(&task.piece_length), "piece length")?;
+    demand(task.ttl.is_some(), "ttl")?;
+    demand(task.created_at.is_some() && task.updated_at.is_some(), "task times")
+}
+
+/// The beginning of an import.
+///
+/// # Errors
+/// As [`host`].
+pub fn upload(started: &UploadPersistentCacheTaskStartedRequest) -> Checked {
+    ids(&started.host_id, &started.task_id, &started.peer_id)?;
+    demand(started.persistent_replica_count >= 1, "replica count")?;
+    demand(started.piece_length >= 4 << 20, "piece length")?;
+    let ttl = started.ttl.as_ref().ok_or("ttl")?;
+    demand((300..=604_800).contains(&ttl.seconds), "ttl")
 }

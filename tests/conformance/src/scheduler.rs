@@ -1,5 +1,8 @@
 //! A scheduler made of their crate. Like Dragonfly's it sends response headers with the first answer, says nothing unasked,
-//! ends an announce stream after the final message, and refuses what its validation would refuse.
+//! ends an announce stream after the final message, and refuses what its validation would refuse. What it does about
+//! persistent cache tasks is in `cache`.
+
+mod cache;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -32,6 +35,8 @@ use tonic::codegen::BoxStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
+pub use cache::{CacheConversation, CacheSays, Upload};
+
 use crate::rules;
 use crate::service::{Running, serve, service};
 
@@ -59,6 +64,7 @@ pub type Conversation = Vec<AnnouncePeerRequest>;
 pub struct TheirScheduler {
     running: Running,
     heard: Mutex<(mpsc::Receiver<Conversation>, mpsc::Receiver<Host>)>,
+    cache: cache::Heard,
 }
 
 impl TheirScheduler {
@@ -67,11 +73,20 @@ impl TheirScheduler {
     /// # Panics
     /// When loopback has no port.
     pub async fn start(says: Says) -> Self {
+        Self::with_cache(says, CacheSays::default()).await
+    }
+
+    /// Starts one that keeps persistent cache tasks and says this of them.
+    ///
+    /// # Panics
+    /// When loopback has no port.
+    pub async fn with_cache(says: Says, cache: CacheSays) -> Self {
         let (conversations, heard) = mpsc::channel(100);
         let (hosts, announced) = mpsc::channel(100);
-        let service = Service { says, conversations, hosts };
+        let (tasks, cache) = cache::Tasks::new(cache);
+        let service = Service { says, conversations, hosts, tasks };
         let running = serve(Routes::new(SchedulerServer::new(service))).await;
-        Self { running, heard: Mutex::new((heard, announced)) }
+        Self { running, heard: Mutex::new((heard, announced)), cache }
     }
 
     /// Where it listens.
@@ -85,9 +100,23 @@ impl TheirScheduler {
     /// # Panics
     /// When none does in time.
     pub async fn conversation(&self) -> Conversation {
-        let mut heard = self.heard.lock().await;
-        let next = tokio::time::timeout(DEADLINE, heard.0.recv()).await;
-        next.expect("an announce stream ends").expect("the server runs")
+        next(&mut self.heard.lock().await.0).await
+    }
+
+    /// The next announce stream of a persistent cache task that ends or has ended.
+    ///
+    /// # Panics
+    /// When none does in time.
+    pub async fn cache_conversation(&self) -> CacheConversation {
+        next(&mut *self.cache.conversations.lock().await).await
+    }
+
+    /// What is said of an import next.
+    ///
+    /// # Panics
+    /// When nothing is in time.
+    pub async fn upload(&self) -> Upload {
+        next(&mut *self.cache.uploads.lock().await).await
     }
 
     /// The next host that is announced.
@@ -95,18 +124,20 @@ impl TheirScheduler {
     /// # Panics
     /// When none is in time.
     pub async fn host(&self) -> Host {
-        let mut heard = self.heard.lock().await;
-        tokio::time::timeout(DEADLINE, heard.1.recv())
-            .await
-            .expect("a host is announced")
-            .expect("the server runs")
+        next(&mut self.heard.lock().await.1).await
     }
+}
+
+async fn next<T>(heard: &mut mpsc::Receiver<T>) -> T {
+    let next = tokio::time::timeout(DEADLINE, heard.recv()).await;
+    next.expect("it is said in time").expect("the server runs")
 }
 
 struct Service {
     says: Says,
     conversations: mpsc::Sender<Conversation>,
     hosts: mpsc::Sender<Host>,
+    tasks: cache::Tasks,
 }
 
 fn answer(says: &Says, request: &AnnouncePeerRequest) -> Option<AnnouncePeerResponse> {
@@ -192,6 +223,51 @@ service! {
         async fn delete_host(&self, _: Request<DeleteHostRequest>) -> Result<Response<()>, Status> {
             Ok(Response::new(()))
         }
+
+        type AnnouncePersistentCachePeerStream = BoxStream<AnnouncePersistentCachePeerResponse>;
+
+        async fn announce_persistent_cache_peer(
+            &self,
+            request: Request<Streaming<AnnouncePersistentCachePeerRequest>>,
+        ) -> Result<Response<Self::AnnouncePersistentCachePeerStream>, Status> {
+            self.tasks.announce(request.into_inner()).await.map(Response::new)
+        }
+
+        async fn upload_persistent_cache_task_started(
+            &self,
+            request: Request<UploadPersistentCacheTaskStartedRequest>,
+        ) -> Result<Response<()>, Status> {
+            self.tasks.started(request.into_inner()).await.map(Response::new)
+        }
+
+        async fn upload_persistent_cache_task_finished(
+            &self,
+            request: Request<UploadPersistentCacheTaskFinishedRequest>,
+        ) -> Result<Response<PersistentCacheTask>, Status> {
+            self.tasks.finished(request.into_inner()).await.map(Response::new)
+        }
+
+        async fn upload_persistent_cache_task_failed(
+            &self,
+            request: Request<UploadPersistentCacheTaskFailedRequest>,
+        ) -> Result<Response<()>, Status> {
+            self.tasks.failed(request.into_inner()).await.map(Response::new)
+        }
+
+        async fn stat_persistent_cache_task(
+            &self,
+            request: Request<StatPersistentCacheTaskRequest>,
+        ) -> Result<Response<PersistentCacheTask>, Status> {
+            self.tasks.stat(&request.into_inner().task_id).map(Response::new)
+        }
+
+        async fn delete_persistent_cache_task(
+            &self,
+            request: Request<DeletePersistentCacheTaskRequest>,
+        ) -> Result<Response<()>, Status> {
+            self.tasks.delete(&request.into_inner().task_id);
+            Ok(Response::new(()))
+        }
     }
     unary {
         stat_peer(StatPeerRequest) -> Peer;
@@ -212,11 +288,6 @@ service! {
         delete_persistent_task(DeletePersistentTaskRequest) -> ();
         stat_persistent_cache_peer(StatPersistentCachePeerRequest) -> PersistentCachePeer;
         delete_persistent_cache_peer(DeletePersistentCachePeerRequest) -> ();
-        upload_persistent_cache_task_started(UploadPersistentCacheTaskStartedRequest) -> ();
-        upload_persistent_cache_task_finished(UploadPersistentCacheTaskFinishedRequest) -> PersistentCacheTask;
-        upload_persistent_cache_task_failed(UploadPersistentCacheTaskFailedRequest) -> ();
-        stat_persistent_cache_task(StatPersistentCacheTaskRequest) -> PersistentCacheTask;
-        delete_persistent_cache_task(DeletePersistentCacheTaskRequest) -> ();
         preheat_image(PreheatImageRequest) -> ();
         stat_image(StatImageRequest) -> StatImageResponse;
         preheat_file(PreheatFileRequest) -> ();
@@ -227,7 +298,5 @@ service! {
             -> AnnounceCachePeerStream of AnnounceCachePeerResponse;
         announce_persistent_peer(Streaming<AnnouncePersistentPeerRequest>)
             -> AnnouncePersistentPeerStream of AnnouncePersistentPeerResponse;
-        announce_persistent_cache_peer(Streaming<AnnouncePersistentCachePeerRequest>)
-            -> AnnouncePersistentCachePeerStream of AnnouncePersistentCachePeerResponse;
     }
 }

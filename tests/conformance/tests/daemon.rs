@@ -7,14 +7,12 @@ use std::time::Duration;
 use damselfly_conformance::parent::TheirParent;
 use damselfly_conformance::scheduler::{Conversation, Says, TheirScheduler};
 use damselfly_conformance::vortex::{Answer, read_answer, request};
-use damselfly_conformance::{channel, rules};
+use damselfly_conformance::{channel, children, programs, rules};
 use damselfly_core::{ByteRange, Crc, Geometry, Kind};
 use damselfly_tests::origin::Blob;
-use damselfly_tests::swarm::{Host, Swarm, download, task_of};
+use damselfly_tests::swarm::{Swarm, download, task_of};
 use damselfly_tests::{OriginServer, Pattern};
 use dragonfly_api::common::v2::{Download, Piece};
-use dragonfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
-use dragonfly_api::dfdaemon::v2::dfdaemon_upload_client::DfdaemonUploadClient;
 use dragonfly_api::dfdaemon::v2::download_task_response::Response as Told;
 use dragonfly_api::dfdaemon::v2::{
     DeleteTaskRequest, DownloadTaskRequest, DownloadTaskStartedResponse, ListLocalTasksRequest,
@@ -24,7 +22,6 @@ use dragonfly_api::scheduler::v2::announce_peer_request::Request as Ask;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -48,16 +45,6 @@ fn theirs(blob: &Blob) -> Download {
 
 fn task(blob: &Blob) -> String {
     task_of(&download(&blob.url)).to_string()
-}
-
-async fn programs(host: &Host) -> DfdaemonDownloadClient<Channel> {
-    let channel = damselfly_transport::local::connect(host.daemon().socket()).await.unwrap();
-    DfdaemonDownloadClient::new(channel).max_decoding_message_size(usize::MAX)
-}
-
-async fn children(host: &Host) -> DfdaemonUploadClient<Channel> {
-    let channel = channel(host.daemon().ports().grpc).await;
-    DfdaemonUploadClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 
 /// Reads a download's stream as dfget does: the beginning first, then each piece once.

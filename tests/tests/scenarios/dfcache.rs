@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Write as _;
 
 use damselfly_actors::kit::Faults;
-use damselfly_api::dfdaemon::v2::{WritePersistentCacheTaskFinished, WritePersistentCacheTaskStarted};
-use damselfly_core::{Algorithm, ByteRange};
+use damselfly_api::dfdaemon::v2::WritePersistentCacheTaskStarted;
+use damselfly_core::ByteRange;
 use damselfly_tests::Pattern;
 use damselfly_tests::swarm::{Host, Setup, Swarm, import};
 use tonic::Code;

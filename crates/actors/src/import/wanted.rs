@@ -5,7 +5,7 @@ use std::time::Duration;
 use damselfly_api::dfdaemon::v2 as dfdaemon;
 use damselfly_core::geometry::named_piece_length;
 use damselfly_core::task_id::{ContentId, StandardInput, standard};
-use damselfly_core::{Kind, TaskId};
+use damselfly_core::{Kind, PERSISTENT_CACHE_TTL as TTL, TaskId};
 use damselfly_storage::{ImportId, NewImport, NewTask, UploadName};
 use tonic::Status;
 
@@ -101,8 +101,13 @@ impl Wanted {
                 self.ack, self.replicas
             )));
         }
-        if self.ttl.is_zero() {
-            return Err(invalid("ttl is missing or 0: say how long the content is to be kept"));
+        if !TTL.contains(&self.ttl) {
+            return Err(invalid(format!(
+                "ttl is {} s or missing: say how long the content is to be kept, from {} to {} s",
+                self.ttl.as_secs(),
+                TTL.start().as_secs(),
+                TTL.end().as_secs()
+            )));
         }
         if let Some(piece_length) = self.piece_length {
             named_piece_length(piece_length).map_err(|why| invalid(format!("piece_length: {why}")))?;

@@ -276,7 +276,11 @@ impl DfdaemonUpload for UploadService {
     ) -> Result<Response<()>, Status> {
         self.check_order(&request)?;
         let key = key(Kind::PersistentCache, &request.into_inner().task_id)?;
-        stat::remove(&self.engine, &key).await.map(Response::new)
+        match stat::remove(&self.engine, &key).await {
+            // The scheduler wants it gone.
+            Err(why) if why.code() == tonic::Code::NotFound => Ok(Response::new(())),
+            removed => removed.map(Response::new),
+        }
     }
 
     async fn sync_host(

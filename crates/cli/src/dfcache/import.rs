@@ -7,6 +7,7 @@ use std::time::Duration;
 use damselfly_api::common::v2::PersistentCacheTask;
 use damselfly_api::dfdaemon::v2::UploadPersistentCacheTaskRequest;
 use damselfly_api::dfdaemon::v2::dfdaemon_download_client::DfdaemonDownloadClient;
+use damselfly_core::PERSISTENT_CACHE_TTL;
 use damselfly_core::geometry::named_piece_length;
 use damselfly_transport::local::Seen;
 use thiserror::Error;
@@ -31,9 +32,6 @@ use crate::transfer::Transfer;
 
 const PROGRAM: &str = "dfcache";
 pub(super) const TITLE: &str = "Importing Failed!";
-/// How long a cluster keeps content, as Dragonfly's schedulers take it.
-const TTL: std::ops::RangeInclusive<Duration> =
-    Duration::from_secs(5 * 60)..=Duration::from_secs(7 * 24 * 3600);
 
 /// Arguments that parse and make no sense.
 #[derive(Debug, Error)]
@@ -91,7 +89,7 @@ impl Plan {
     /// Checks what needs no file.
     fn check(args: &Import, settings: &Settings) -> Result<(), Invalid> {
         args.piece_length.map(|length| named_piece_length(length.as_u64())).transpose()?;
-        if !TTL.contains(&args.ttl) {
+        if !PERSISTENT_CACHE_TTL.contains(&args.ttl) {
             return Err(Invalid::Ttl(args.ttl));
         }
         if let Ack::Count(count) = args.ack

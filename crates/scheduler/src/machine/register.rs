@@ -89,7 +89,8 @@ impl Task {
         let register = Register { about: Default::default(), restate: None, range, ..*register };
         let (ours, seed) =
             cx.hosts.get(&host).map_or((false, false), |host| (host.is_ours(), host.info.seed));
-        let elsewhere = self.take_about(about);
+        // What is kept is what its importer says. Who exports it has labels of its own.
+        let elsewhere = self.keep.is_none() && self.take_about(about);
         let kept = self.peers.values().any(|peer| peer.host == host && peer.persistent);
         let inherited = self.absorb(&id, &host, ours, stream, cx);
         *cx.next_order += 1;

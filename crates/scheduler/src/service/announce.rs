@@ -34,7 +34,10 @@ impl SchedulerService {
         requests: Streaming<AnnouncePersistentCachePeerRequest>,
     ) -> Result<Response<BoxStream<AnnouncePersistentCachePeerResponse>>, Status> {
         let inlet = self.open(requests, Self::take_persistent_cache_announce)?;
-        Ok(Response::new(Box::pin(inlet.map(|answer| answer.map(persistent_cache::response)))))
+        let service = Arc::clone(self);
+        Ok(Response::new(Box::pin(
+            inlet.map(move |answer| answer.map(|answer| service.cache_response(answer))),
+        )))
     }
 
     fn open<Q: Send + 'static>(

@@ -68,23 +68,6 @@ pub(super) fn message(request: CacheRequest) -> Result<PeerMessage, Status> {
     convert::message(standard)
 }
 
-/// An answer in their words. The machine sends them nothing of an origin.
-pub(super) fn response(answer: api::AnnouncePeerResponse) -> api::AnnouncePersistentCachePeerResponse {
-    let response = match answer.response {
-        Some(Response::EmptyTaskResponse(_)) => {
-            Some(CacheResponse::EmptyPersistentCacheTaskResponse(api::EmptyPersistentCacheTaskResponse {}))
-        }
-        Some(Response::NormalTaskResponse(normal)) => {
-            let parents = normal.candidate_parents.into_iter();
-            Some(CacheResponse::NormalPersistentCacheTaskResponse(api::NormalPersistentCacheTaskResponse {
-                candidate_cache_parents: parents.map(parent).collect(),
-            }))
-        }
-        Some(Response::NeedBackToSourceResponse(_) | Response::MetadataOnlyResponse(_)) | None => None,
-    };
-    api::AnnouncePersistentCachePeerResponse { response, facts: answer.facts }
-}
-
 fn parent(peer: common::Peer) -> common::PersistentCachePeer {
     common::PersistentCachePeer {
         id: peer.id,
@@ -98,6 +81,46 @@ fn parent(peer: common::Peer) -> common::PersistentCachePeer {
 }
 
 impl SchedulerService {
+    /// An answer in their words. The machine sends them nothing of an origin.
+    pub(super) fn cache_response(
+        &self,
+        answer: api::AnnouncePeerResponse,
+    ) -> api::AnnouncePersistentCachePeerResponse {
+        let response = match answer.response {
+            Some(Response::EmptyTaskResponse(_)) => Some(CacheResponse::EmptyPersistentCacheTaskResponse(
+                api::EmptyPersistentCacheTaskResponse {},
+            )),
+            Some(Response::NormalTaskResponse(normal)) => Some(
+                CacheResponse::NormalPersistentCacheTaskResponse(api::NormalPersistentCacheTaskResponse {
+                    candidate_cache_parents: self.cache_parents(normal.candidate_parents),
+                }),
+            ),
+            Some(Response::NeedBackToSourceResponse(_) | Response::MetadataOnlyResponse(_)) | None => None,
+        };
+        api::AnnouncePersistentCachePeerResponse { response, facts: answer.facts }
+    }
+
+    /// Parents as Dragonfly's validation wants them: with their task. All are of one.
+    fn cache_parents(&self, parents: Vec<common::Peer>) -> Vec<common::PersistentCachePeer> {
+        let task = parents.first().and_then(|peer| key(&peer.task.as_ref()?.id).ok());
+        let known = task.and_then(|task| Some((self.kept(&task).ok()?, task)));
+        let wire = known.as_ref().map(|(view, task)| common::PersistentCacheTask {
+            // Where the copies are is asked for elsewhere.
+            replicas: Vec::new(),
+            ..self.wire_kept(task, view)
+        });
+        let is_kept = |host: &common::Host| {
+            let replicas = known.iter().flat_map(|(view, _)| &view.replicas);
+            replicas.filter(|copy| copy.host.as_str() == host.id).any(|copy| copy.persistent)
+        };
+        let parents = parents.into_iter().map(|peer| common::PersistentCachePeer {
+            persistent: peer.host.as_ref().is_some_and(is_kept),
+            task: wire.clone(),
+            ..parent(peer)
+        });
+        parents.collect()
+    }
+
     /// An import begins.
     pub(super) fn upload_started(
         self: &Arc<Self>,

@@ -21,7 +21,7 @@ pub(super) fn upload(host: &str, replicas: u64) -> Upload {
         host: HostId::from(host),
         peer: PeerId::from(format!("{host}/import")),
         replicas,
-        tag: None,
+        tag: Some("imported".to_owned()),
         application: None,
         geometry: Geometry::new(3 * 4 * MIB, 4 * MIB).unwrap(),
         ttl: HOUR,
@@ -348,6 +348,7 @@ fn peers_have_no_origin_and_an_unknown_task_is_not_found() {
             learned: None,
             released: None,
             message: Some(PeerMessage::Register(Box::new(Register {
+                about: About { tag: Some(String::new()), ..About::default() },
                 priority: Priority::Level3,
                 disable_back_to_source: true,
                 ..Register::default()
@@ -367,6 +368,7 @@ fn peers_have_no_origin_and_an_unknown_task_is_not_found() {
     assert_eq!(parents.next_back(), Some(1), "{said:?}");
     let crcs = said.iter().any(|answer| matches!(answer, Answer::Facts { crcs, .. } if crcs.len() == 3));
     assert!(crcs && !said.iter().any(|answer| matches!(answer, Answer::BackToSource { .. })), "{said:?}");
+    assert_eq!(lab.view().tag.as_deref(), Some("imported"), "an exporter's tag is its own");
 }
 
 #[test]
