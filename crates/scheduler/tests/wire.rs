@@ -16,5 +16,8 @@ mod ours;
 #[path = "wire/outbound.rs"]
 mod outbound;
 #[cfg(test)]
+#[path = "wire/persistent_cache.rs"]
+mod persistent_cache;
+#[cfg(test)]
 #[path = "wire/unary.rs"]
 mod unary;

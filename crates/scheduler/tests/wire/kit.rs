@@ -9,7 +9,9 @@ use damselfly_api::damselfly::v1 as ours;
 use damselfly_api::damselfly::v1::cluster_client::ClusterClient;
 use damselfly_api::scheduler::v2 as scheduler;
 use damselfly_scheduler::machine;
-use damselfly_scheduler::service::{Config, CopyCall, Outbound, OutboundError, SchedulerService};
+use damselfly_scheduler::service::{
+    Config, CopyCall, GrpcOutbound, Outbound, OutboundError, SchedulerService,
+};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use scheduler::announce_peer_request::Request;
@@ -74,21 +76,29 @@ pub(crate) async fn start(change: impl FnOnce(&mut machine::Config)) -> Running 
 pub(crate) async fn start_with(change: impl FnOnce(&mut machine::Config), outbound: Recorder) -> Running {
     let mut config = machine::Config { fresh: true, ..Default::default() };
     change(&mut config);
-    run(Config { machine: config, ..Config::default() }, outbound).await
+    let outbound = Arc::new(outbound);
+    run(Config { machine: config, ..Config::default() }, outbound.clone(), outbound).await
+}
+
+/// One that calls other hosts itself.
+pub(crate) async fn start_calling() -> Running {
+    let machine = machine::Config { fresh: true, ..Default::default() };
+    let outbound = Arc::new(GrpcOutbound::default());
+    run(Config { machine, ..Config::default() }, outbound, Arc::default()).await
 }
 
 /// With a queue of so many messages, and so much time for a stream's first one.
 pub(crate) async fn start_strict(queue: usize, first_message: Duration) -> Running {
     let machine = machine::Config { fresh: true, ..Default::default() };
-    run(Config { machine, queue, first_message, ..Config::default() }, Recorder::default()).await
+    let outbound = Arc::<Recorder>::default();
+    run(Config { machine, queue, first_message, ..Config::default() }, outbound.clone(), outbound).await
 }
 
-async fn run(config: Config, outbound: Recorder) -> Running {
+async fn run(config: Config, calls: Arc<dyn Outbound>, outbound: Arc<Recorder>) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let outbound = Arc::new(outbound);
     let config = Config { address: address.to_string(), ring: vec![address.to_string()], ..config };
-    let service = SchedulerService::start(config, outbound.clone());
+    let service = SchedulerService::start(config, calls);
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = service.clone();
     let served = tokio::spawn(async move {
