@@ -67,7 +67,8 @@ impl Importer {
     ///
     /// # Errors
     /// PERMISSION_DENIED when the block list says so; FAILED_PRECONDITION when there are fewer hosts than replicas to
-    /// wait for, or when nothing is kept that goes on where this begins; ALREADY_EXISTS when a live task has the given id; UNAVAILABLE without a scheduler; a failing disk.
+    /// wait for, or when nothing is kept that goes on where this begins; ABORTED when another client's import of it is
+    /// being flushed; ALREADY_EXISTS when a live task has the given id; UNAVAILABLE without a scheduler; a failing disk.
     async fn begin(engine: &Arc<Engine>, wanted: Wanted, cancel: CancellationToken) -> Result<Self, Status> {
         let turn = match wanted.name() {
             Some(name) => Some(Turn::take(engine, name).await?),
