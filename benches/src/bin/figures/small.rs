@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use damselfly_benches::place::Place;
-use damselfly_benches::process::{anonymous_memory, timed};
+use damselfly_benches::process::{memory, timed};
 use damselfly_benches::stats::median;
 use damselfly_benches::{BenchError, io};
 
@@ -52,7 +52,7 @@ impl Bench {
             let host = self.host("start", None).await?;
             ready.push(host.ready_after.as_secs_f64());
             tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-            say(&format!("idle memory {:.1} MiB", mebibytes(anonymous_memory(host.pid())?)));
+            say(&format!("idle memory {:.1} MiB", mebibytes(memory(host.pid())?)));
         }
         say(&format!("start: ready after {:.0} ms (goal: within 200 ms)", median(&ready) * 1e3));
         Ok(())
