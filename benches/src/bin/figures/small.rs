@@ -8,7 +8,7 @@ use damselfly_benches::process::{memory, timed};
 use damselfly_benches::stats::median;
 use damselfly_benches::{BenchError, io};
 
-use super::bench::{Bench, say};
+use super::bench::{Bench, mebibytes, say};
 
 impl Bench {
     pub(super) async fn small(&self) -> Result<(), BenchError> {
@@ -57,9 +57,4 @@ impl Bench {
         say(&format!("start: ready after {:.0} ms (goal: within 200 ms)", median(&ready) * 1e3));
         Ok(())
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for people")]
-fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }
