@@ -138,6 +138,14 @@ impl Host {
         self.home.join(name)
     }
 
+    /// A dfcache that does `verb` through this daemon and says how it went as JSON.
+    #[must_use]
+    pub fn dfcache(&self, verb: &str) -> Command {
+        let mut command = Command::new(self.programs.join("dfcache"));
+        command.args([verb, "--json", "-e"]).arg(self.socket());
+        command
+    }
+
     /// A dfget that downloads `url` to `name` in the home.
     #[must_use]
     pub fn dfget(&self, url: &str, name: &str) -> Command {

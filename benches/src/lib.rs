@@ -4,13 +4,16 @@
 //! Memory is touched and freed before a timed run, because the first touch of fresh memory can dominate it.
 
 pub mod calls;
+pub mod dragonfly;
 pub mod floor;
 pub mod iperf;
 pub mod lab;
 pub mod netlab;
+pub mod parts;
 pub mod place;
 pub mod process;
 pub mod stats;
+pub mod together;
 
 /// Why a measurement could not be made.
 #[derive(Debug, thiserror::Error)]

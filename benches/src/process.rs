@@ -3,10 +3,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
 use crate::{BenchError, io};
@@ -38,14 +39,27 @@ fn cpu_of_children() -> Result<f64, BenchError> {
     Ok((fields[13] + fields[14]) / TICKS_PER_SECOND)
 }
 
-/// Resident bytes of a process that are its own (no page cache, no shared libraries).
+/// Resident bytes of a process that are its own or shared memory (no page cache, no shared libraries); of one that has
+/// ended and was not waited for, none.
 ///
 /// # Errors
 /// When it is gone.
-pub fn anonymous_memory(pid: u32) -> Result<u64, BenchError> {
+pub fn memory(pid: u32) -> Result<u64, BenchError> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).map_err(io("read memory"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or("0 kB");
-    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap_or(0) * 1024)
+    Ok(["RssAnon:", "RssShmem:"].iter().filter_map(|name| kibibytes(&text, name)).sum::<u64>() * 1024)
+}
+
+/// A number in a table of the kernel's whose lines are a name, a number and kB.
+fn kibibytes(table: &str, name: &str) -> Option<u64> {
+    table.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok())
+}
+
+/// Open descriptors of a process.
+///
+/// # Errors
+/// When it is gone, or another user's.
+pub fn descriptors(pid: u32) -> Result<usize, BenchError> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd")).map_err(io("count descriptors"))?.count())
 }
 
 /// Seconds that all cores together were busy, and could have been, since the machine's start.
@@ -76,20 +90,41 @@ pub struct Cost {
 /// # Errors
 /// When it cannot be started or fails.
 pub fn timed(command: &mut Command) -> Result<Cost, BenchError> {
+    ran(command).map(|(cost, _)| cost)
+}
+
+/// Runs a command to its end; also what it printed, where the caller has not said where that goes.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn ran(command: &mut Command) -> Result<(Cost, Output), BenchError> {
     let what = format!("{command:?}");
     let before = cpu_of_children()?;
     let began = Instant::now();
     let output = command.stdin(Stdio::null()).output().map_err(io(&what))?;
     let wall = began.elapsed().as_secs_f64();
-    if !output.status.success() {
-        let said = [output.stdout, output.stderr].concat();
-        return Err(BenchError::Failed(format!(
-            "{what}: {}: {}",
-            output.status,
-            String::from_utf8_lossy(&said)
-        )));
+    let output = succeeded(&what, output)?;
+    Ok((Cost { wall, cpu: cpu_of_children()? - before }, output))
+}
+
+/// What a command printed, or that it failed.
+pub(crate) fn succeeded(what: &str, output: Output) -> Result<Output, BenchError> {
+    if output.status.success() {
+        return Ok(output);
     }
-    Ok(Cost { wall, cpu: cpu_of_children()? - before })
+    let said = [output.stdout, output.stderr].concat();
+    Err(BenchError::Failed(format!("{what}: {}: {}", output.status, String::from_utf8_lossy(&said))))
+}
+
+/// What `run` takes in this process, all its threads included.
+///
+/// # Errors
+/// Those of `run`.
+pub fn measured(run: impl FnOnce() -> Result<(), BenchError>) -> Result<Cost, BenchError> {
+    let spent = || Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default();
+    let (began, before) = (Instant::now(), spent());
+    run()?;
+    Ok(Cost { wall: began.elapsed().as_secs_f64(), cpu: (spent() - before).as_secs_f64() })
 }
 
 /// A process that runs until it is dropped.
@@ -160,9 +195,7 @@ pub fn touch(bytes: u64) {
 /// When the file cannot be made or read, or the system does not say how much memory there is.
 pub fn fill_cache(dir: &Path) -> Result<(), BenchError> {
     let meminfo = fs::read_to_string("/proc/meminfo").map_err(io("read /proc/meminfo"))?;
-    let available = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+    let available = kibibytes(&meminfo, "MemAvailable:")
         .ok_or_else(|| BenchError::Failed("/proc/meminfo does not tell what is available".to_owned()))?;
     let path = dir.join(HOLES);
     let holes = OpenOptions::new()
@@ -176,16 +209,20 @@ pub fn fill_cache(dir: &Path) -> Result<(), BenchError> {
         holes.set_len(available * 1024).map_err(io("make a file of holes"))?;
     }
     read_through(holes)?;
-    read_all_but(&path, dir)
+    warm(dir)
 }
 
-fn read_all_but(holes: &Path, dir: &Path) -> Result<(), BenchError> {
+/// Reads whatever lies in `dir`, so that it is in the page cache; not the file of [`fill_cache`].
+///
+/// # Errors
+/// When something cannot be read.
+pub fn warm(dir: &Path) -> Result<(), BenchError> {
     for entry in fs::read_dir(dir).map_err(io("list a directory"))? {
         let path = entry.map_err(io("list a directory"))?.path();
         let kind = fs::symlink_metadata(&path).map_err(io("look at a file"))?.file_type();
         if kind.is_dir() {
-            read_all_but(holes, &path)?;
-        } else if kind.is_file() && path != holes {
+            warm(&path)?;
+        } else if kind.is_file() && !path.ends_with(HOLES) {
             read_through(File::open(&path).map_err(io("read a file"))?)?;
         }
     }

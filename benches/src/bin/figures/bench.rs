@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use damselfly_benches::lab::{Host, Origin};
 use damselfly_benches::netlab::Netlab;
@@ -56,10 +56,7 @@ impl Bench {
         if fs::metadata(&path).is_ok_and(|found| found.len() == length) {
             return Ok(());
         }
-        let mut random = fs::File::open("/dev/urandom").map_err(io("open /dev/urandom"))?;
-        let mut file = fs::File::create(path).map_err(io("make a file"))?;
-        std::io::copy(&mut std::io::Read::take(&mut random, length), &mut file).map_err(io("fill a file"))?;
-        Ok(())
+        random(&path, length)
     }
 
     /// An origin that has one file.
@@ -88,6 +85,19 @@ impl Bench {
         let settings: Vec<String> = settings.split(' ').map(str::to_owned).collect();
         Netlab::start(&self.netlab, hosts, &settings)
     }
+}
+
+/// Makes or replaces a file of random bytes.
+pub(crate) fn random(path: &Path, length: u64) -> Result<(), BenchError> {
+    let random = fs::File::open("/dev/urandom").map_err(io("open /dev/urandom"))?;
+    let mut file = fs::File::create(path).map_err(io("make a file"))?;
+    std::io::copy(&mut std::io::Read::take(random, length), &mut file).map_err(io("fill a file")).map(drop)
+}
+
+/// In people's unit.
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+pub(crate) fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// How busy the machine is, over a while.

@@ -1,6 +1,7 @@
 //! Measures the figures of docs/benchmarks.md. Build with --release and see --help.
 
 mod bench;
+mod cache;
 mod far;
 mod large;
 mod many;
@@ -13,11 +14,12 @@ use std::process::ExitCode;
 
 use bench::{Bench, say};
 use clap::{Parser, Subcommand};
-use damselfly_benches::process;
-use damselfly_benches::{BenchError, io};
+use damselfly_benches::{BenchError, dragonfly, io, process};
 
 #[derive(Parser)]
-#[command(about = "Measures Damselfly against what the machine allows; needs nginx and curl")]
+#[command(
+    about = "Measures Damselfly against what the machine allows; see docs/benchmarks.md for what it needs"
+)]
 struct Args {
     /// What to measure.
     #[command(subcommand)]
@@ -25,7 +27,7 @@ struct Args {
     /// Where files go: one file system for all of them.
     #[arg(long, global = true, default_value = "bench-data")]
     dir: PathBuf,
-    /// Where dfdaemon and dfget are; default: beside this program.
+    /// Where dfdaemon, dfget and dfcache are; default: beside this program.
     #[arg(long, global = true)]
     programs: Option<PathBuf>,
     /// Rounds; medians are printed.
@@ -36,7 +38,7 @@ struct Args {
     netlab: PathBuf,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Subcommand)]
 enum What {
     /// A lone host, 1 GiB from nginx to a file, against curl.
     Lone,
@@ -58,6 +60,24 @@ enum What {
     Four,
     /// Two parents with rates 10:1, 256 MiB (root; emulated network).
     Two,
+    /// Imports and exports, 1 GiB, against their steps alone, Dragonfly's way, cp and hashing tools.
+    Cache(cache::CacheArgs),
+    /// Serves a file as Dragonfly's daemon would; used by `cache`.
+    #[command(hide = true)]
+    DragonflyServe {
+        /// Its socket.
+        socket: PathBuf,
+        /// The file.
+        file: PathBuf,
+    },
+    /// Takes it as Dragonfly's dfcache would; used by `cache`.
+    #[command(hide = true)]
+    DragonflyReceive {
+        /// The socket.
+        socket: PathBuf,
+        /// Where to write it.
+        output: PathBuf,
+    },
     /// Touches memory; used by the others.
     #[command(hide = true)]
     Prefault {
@@ -78,9 +98,14 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), BenchError> {
-    if let What::Prefault { bytes } = args.what {
-        process::touch(bytes);
-        return Ok(());
+    match &args.what {
+        What::Prefault { bytes } => {
+            process::touch(*bytes);
+            return Ok(());
+        }
+        What::DragonflyServe { socket, file } => return dragonfly::serve(socket, file).await,
+        What::DragonflyReceive { socket, output } => return dragonfly::receive(socket, output).await,
+        _ => {}
     }
     let beside = std::env::current_exe().map_err(io("find this program"))?;
     let programs = args.programs.unwrap_or_else(|| beside.parent().unwrap_or(Path::new(".")).to_owned());
@@ -98,6 +123,7 @@ async fn run(args: Args) -> Result<(), BenchError> {
         What::First => bench.first().await,
         What::Four => bench.four().await,
         What::Two => bench.two().await,
-        What::Prefault { .. } => Ok(()),
+        What::Cache(args) => bench.cache(&args).await,
+        What::Prefault { .. } | What::DragonflyServe { .. } | What::DragonflyReceive { .. } => Ok(()),
     }
 }

@@ -4,11 +4,11 @@ use std::fs;
 use std::process::Command;
 
 use damselfly_benches::place::Place;
-use damselfly_benches::process::{anonymous_memory, timed};
+use damselfly_benches::process::{memory, timed};
 use damselfly_benches::stats::median;
 use damselfly_benches::{BenchError, io};
 
-use super::bench::{Bench, say};
+use super::bench::{Bench, mebibytes, say};
 
 impl Bench {
     pub(super) async fn small(&self) -> Result<(), BenchError> {
@@ -52,14 +52,9 @@ impl Bench {
             let host = self.host("start", None).await?;
             ready.push(host.ready_after.as_secs_f64());
             tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-            say(&format!("idle memory {:.1} MiB", mebibytes(anonymous_memory(host.pid())?)));
+            say(&format!("idle memory {:.1} MiB", mebibytes(memory(host.pid())?)));
         }
         say(&format!("start: ready after {:.0} ms (goal: within 200 ms)", median(&ready) * 1e3));
         Ok(())
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for people")]
-fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }
