@@ -417,6 +417,7 @@ async fn a_copy_that_is_there_becomes_the_replica() {
         peer_id: a.peer(),
         ack: 2,
         crcs: Vec::new(),
+        generation: 0,
     };
     let mut ours = OurClient::new(channel(scheduler.addr()).await);
     let task = ours.upload_persistent_cache_task_finished(waiting).await.unwrap().into_inner();
