@@ -141,7 +141,7 @@ pub(crate) async fn into_descriptor<T>(
     output: &FileOutput,
     id: &str,
     daemon: &Daemon,
-    tell: impl AsyncFnOnce(&Token, &Part) -> Result<T, TellError>,
+    tell: impl AsyncFnOnce(&Token) -> Result<T, TellError>,
     bytes: impl FnOnce(&T) -> u64,
 ) -> Result<Tried<T>, TellError> {
     let failed = |why: OutputError| TellError::Failed(why.into());
@@ -150,7 +150,7 @@ pub(crate) async fn into_descriptor<T>(
         Ok(token) => token,
         Err(why) => return Ok(Tried::not_taken(&why)),
     };
-    let told = tell(&token, &part).await?;
+    let told = tell(&token).await?;
     let length = bytes(&told);
     tokio::task::block_in_place(|| part.finish_with(length)).map_err(failed)?;
     Ok(Tried::Done(told))

@@ -373,7 +373,7 @@ async fn by_descriptor(
     ticker: &mut Ticker,
     detour: &Detour,
 ) -> Result<Tried<Delivery>, Failure> {
-    let tell = async |token: &Token, _: &Part| {
+    let tell = async |token: &Token| {
         detour.warning(PROGRAM, BY_DESCRIPTOR).iter().for_each(|text| ticker.note(text));
         let mut request = Request::new(plan.request());
         handing::name_token(request.metadata_mut().as_mut(), token);

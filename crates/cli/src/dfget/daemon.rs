@@ -18,7 +18,6 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::handing;
 use crate::output::{FileOutput, Leftover, Output};
-use crate::part::Part;
 use crate::receipt::{self, Delivery};
 use crate::ticker::Ticker;
 use crate::transfer::{Sources, Transfer};
@@ -93,7 +92,7 @@ async fn by_descriptor(
     ticker: &mut Ticker,
     detour: &Detour,
 ) -> Result<Tried<Delivery>, Failure> {
-    let tell = async |token: &Token, _: &Part| {
+    let tell = async |token: &Token| {
         detour.warning(PROGRAM, BY_DESCRIPTOR).iter().for_each(|text| ticker.note(text));
         let download = Download { overwrite: false, ..plan.download.clone() };
         let mut request = Request::new(DownloadTaskRequest { download: Some(download) });
